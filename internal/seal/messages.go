@@ -1,0 +1,211 @@
+package seal
+
+import (
+	"bytes"
+	"crypto"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/ProtonMail/go-crypto/openpgp"
+	"github.com/ProtonMail/go-crypto/openpgp/armor"
+	pgperrors "github.com/ProtonMail/go-crypto/openpgp/errors"
+	"github.com/ProtonMail/go-crypto/openpgp/packet"
+	"github.com/ProtonMail/go-crypto/openpgp/s2k"
+)
+
+// Errors that callers decide on.
+var (
+	// ErrIntegrity: not the bytes that were sealed. A wrong passphrase of a
+	// message cannot be told from a changed message, so it is this error too.
+	ErrIntegrity = errors.New("message is damaged, or was not sealed with this key or passphrase")
+	// ErrRecipient: the message is sealed to somebody else.
+	ErrRecipient = errors.New("message is sealed to another key")
+	// ErrSigner: not signed by the one who must have signed it.
+	ErrSigner = errors.New("message is not signed by the expected key")
+)
+
+// maxMessage bounds what is opened; the largest packet payload has about 30 KB.
+const maxMessage = 1 << 20
+
+// cheapS2K is for random keys of 256 bits, which stretching cannot improve.
+var cheapS2K = &s2k.Config{S2KMode: s2k.IteratedSaltedS2K, Hash: crypto.SHA256, S2KCount: 65536}
+
+// Encrypt seals plain to one key and, with a signer, signs it inside. The
+// result is a binary message (RFC 4880, section 11.3).
+func Encrypt(plain []byte, to *PublicKey, signer *PrivateKey, now time.Time) ([]byte, error) {
+	var signing *openpgp.Entity
+	cfg := config(now)
+	if signer != nil {
+		signing = signer.entity
+	}
+	// go-crypto refuses a key made in the future; with a clock that was set
+	// back since, the key's own date is the better guess.
+	if made := to.entity.PrimaryKey.CreationTime; now.Before(made) {
+		cfg = config(made)
+	}
+	var out bytes.Buffer
+	w, err := openpgp.Encrypt(&out, []*openpgp.Entity{to.entity}, signing, &openpgp.FileHints{IsBinary: true}, cfg)
+	if err := finish(w, err, plain); err != nil {
+		return nil, fmt.Errorf("seal: encrypt to %s: %w", to.Fingerprint(), err)
+	}
+	return out.Bytes(), nil
+}
+
+func finish(w io.WriteCloser, err error, plain []byte) error {
+	if err != nil {
+		return err
+	}
+	if _, err := w.Write(plain); err != nil {
+		return err
+	}
+	return w.Close()
+}
+
+// Decrypt opens a message sealed to key. With signedBy, a message that this
+// key did not sign is refused. Nothing is returned before all of it was
+// authenticated.
+func Decrypt(message []byte, key *PrivateKey, signedBy *PublicKey) ([]byte, error) {
+	ring := openpgp.EntityList{key.entity}
+	if signedBy != nil && signedBy.entity != key.entity {
+		ring = append(ring, signedBy.entity)
+	}
+	md, err := openpgp.ReadMessage(bytes.NewReader(message), ring, nil, readConfig())
+	if err != nil {
+		if md == nil && errors.Is(err, pgperrors.ErrKeyIncorrect) {
+			return nil, ErrRecipient
+		}
+		return nil, fmt.Errorf("%w: %w", ErrIntegrity, err)
+	}
+	plain, err := readAll(md)
+	if err != nil {
+		return nil, err
+	}
+	if signedBy == nil {
+		return plain, nil
+	}
+	if !md.IsSigned || md.SignedBy == nil || md.SignatureError != nil || md.SignedBy.Entity != signedBy.entity {
+		clear(plain)
+		return nil, fmt.Errorf("%w %s", ErrSigner, signedBy.Fingerprint())
+	}
+	return plain, nil
+}
+
+// EncryptPassphrase seals plain under a passphrase that a person carries: a
+// slow key derivation, in ASCII armor, as `gpg -d` reads it.
+func EncryptPassphrase(plain, passphrase []byte, now time.Time) ([]byte, error) {
+	binary, err := encryptSymmetric(plain, passphrase, strongS2K, now)
+	if err != nil {
+		return nil, err
+	}
+	return armored("PGP MESSAGE", func(w io.Writer) error {
+		_, err := w.Write(binary)
+		return err
+	})
+}
+
+// EncryptKey seals plain under a random 256-bit key, whose lower-case hex is
+// the message's passphrase. The result is a binary message.
+func EncryptKey(plain, key []byte, now time.Time) ([]byte, error) {
+	passphrase := hex.AppendEncode(nil, key)
+	defer clear(passphrase)
+	return encryptSymmetric(plain, passphrase, cheapS2K, now)
+}
+
+func encryptSymmetric(plain, passphrase []byte, stretch *s2k.Config, now time.Time) ([]byte, error) {
+	cfg := config(now)
+	cfg.S2KConfig = stretch
+	var out bytes.Buffer
+	w, err := openpgp.SymmetricallyEncrypt(&out, passphrase, &openpgp.FileHints{IsBinary: true}, cfg)
+	if err := finish(w, err, plain); err != nil {
+		return nil, fmt.Errorf("seal: encrypt under a passphrase: %w", err)
+	}
+	return out.Bytes(), nil
+}
+
+// DecryptKey opens what EncryptKey sealed.
+func DecryptKey(message, key []byte) ([]byte, error) {
+	passphrase := hex.AppendEncode(nil, key)
+	defer clear(passphrase)
+	return decryptSymmetric(message, passphrase)
+}
+
+// DecryptPassphrase opens what EncryptPassphrase sealed.
+func DecryptPassphrase(text, passphrase []byte) ([]byte, error) {
+	if len(text) > 2*maxMessage {
+		return nil, fmt.Errorf("%w: longer than %d bytes", ErrIntegrity, 2*maxMessage)
+	}
+	block, err := armor.Decode(bytes.NewReader(text))
+	if err != nil || block.Type != "PGP MESSAGE" {
+		return nil, fmt.Errorf("%w: no armored message", ErrIntegrity)
+	}
+	binary, err := io.ReadAll(block.Body)
+	if err != nil {
+		return nil, fmt.Errorf("%w: armor: %w", ErrIntegrity, err)
+	}
+	return decryptSymmetric(binary, passphrase)
+}
+
+func decryptSymmetric(message, passphrase []byte) ([]byte, error) {
+	if err := checkStretching(message); err != nil {
+		return nil, err
+	}
+	asked := false
+	md, err := openpgp.ReadMessage(bytes.NewReader(message), nil, func([]openpgp.Key, bool) ([]byte, error) {
+		if asked {
+			return nil, ErrIntegrity
+		}
+		asked = true
+		return passphrase, nil
+	}, readConfig())
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrIntegrity, err)
+	}
+	return readAll(md)
+}
+
+// checkStretching demands that the message starts with a version 4 session key
+// packet for AES-256 whose S2K is iterated and salted (RFC 4880, 5.3 and
+// 3.7.1.3): its cost is bounded, that of others (Argon2) is not.
+func checkStretching(message []byte) error {
+	if len(message) < 6 || message[0] != 0xC0|3 || message[1] >= 192 ||
+		message[2] != 4 || message[3] != byte(packet.CipherAES256) || message[4] != 3 {
+		return fmt.Errorf("%w: does not start with an AES-256 session key under a passphrase", ErrIntegrity)
+	}
+	return nil
+}
+
+func readConfig() *packet.Config {
+	cfg := timeless()
+	limit := int64(maxMessage)
+	cfg.MaxDecompressedMessageSize = &limit
+	return cfg
+}
+
+// readAll reads to the end, where the modification detection code is checked.
+func readAll(md *openpgp.MessageDetails) ([]byte, error) {
+	plain := make([]byte, 0, 16<<10)
+	for {
+		if len(plain) > maxMessage {
+			clear(plain)
+			return nil, fmt.Errorf("%w: longer than %d bytes", ErrIntegrity, maxMessage)
+		}
+		if len(plain) == cap(plain) {
+			grown := make([]byte, len(plain), 2*cap(plain))
+			copy(grown, plain)
+			clear(plain)
+			plain = grown
+		}
+		n, err := md.UnverifiedBody.Read(plain[len(plain):cap(plain)])
+		plain = plain[:len(plain)+n]
+		if err == io.EOF {
+			return plain, nil
+		}
+		if err != nil {
+			clear(plain[:cap(plain)])
+			return nil, fmt.Errorf("%w: %w", ErrIntegrity, err)
+		}
+	}
+}
