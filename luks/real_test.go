@@ -1,0 +1,281 @@
+package luks
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const passphrase = "correct horse"
+
+var (
+	cheap2 = []string{"--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"}
+	cheap1 = []string{"--type", "luks1", "--pbkdf-force-iterations", "1000"}
+	argon  = []string{"--type", "luks2", "--pbkdf", "argon2id", "--pbkdf-force-iterations", "4", "--pbkdf-memory", "32", "--pbkdf-parallel", "1"}
+)
+
+// cryptsetup runs the real one, with the passphrase as its standard input.
+func cryptsetup(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	if _, err := exec.LookPath("cryptsetup"); err != nil {
+		t.Fatal("needs cryptsetup: apt install cryptsetup-bin")
+	}
+	cmd := exec.Command("cryptsetup", append([]string{"--batch-mode"}, args...)...)
+	cmd.Stdin = strings.NewReader(passphrase)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+func mustRun(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := cryptsetup(t, args...)
+	if err != nil {
+		t.Fatalf("cryptsetup %q: %v: %s", args, err, out)
+	}
+	return out
+}
+
+// format makes a volume of 64 MiB.
+func format(t *testing.T, options ...string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "volume")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, seedSize); err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, append([]string{"luksFormat", "--key-file=-", path}, options...)...)
+	return path
+}
+
+// dumped is what luksDump says, to compare.
+func dumped(out, name string) string {
+	for line := range strings.Lines(out) {
+		if key, value, ok := strings.Cut(strings.TrimSpace(line), ":"); ok && key == name {
+			return strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "[bytes]"))
+		}
+	}
+	return ""
+}
+
+// TestReal reads what the real cryptsetup writes, as cryptsetup itself describes it.
+func TestReal(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		options []string
+		cipher  string
+		bits    int
+	}{
+		{"luks1", cheap1, "aes-xts-plain64", 512},
+		{"luks1 cbc", append(slices.Clone(cheap1), "-c", "aes-cbc-essiv:sha256", "-s", "256"), "aes-cbc-essiv:sha256", 256},
+		{"luks1 cbc-plain 128", append(slices.Clone(cheap1), "-c", "aes-cbc-plain", "-s", "128"), "aes-cbc-plain", 128},
+		{"luks1 sha1", append(slices.Clone(cheap1), "--hash", "sha1"), "aes-xts-plain64", 512},
+		{"luks1 whirlpool", append(slices.Clone(cheap1), "--hash", "whirlpool"), "aes-xts-plain64", 512},
+		{"luks1 ripemd160", append(slices.Clone(cheap1), "--hash", "ripemd160"), "aes-xts-plain64", 512},
+		{"luks1 offset", append(slices.Clone(cheap1), "--offset", "65536"), "aes-xts-plain64", 512},
+		{"luks1 align", append(slices.Clone(cheap1), "--align-payload", "8"), "aes-xts-plain64", 512},
+		{"luks2 argon2id", argon, "aes-xts-plain64", 512},
+		{"luks2 argon2i", append(slices.Clone(argon), "--pbkdf", "argon2i"), "aes-xts-plain64", 512},
+		{"luks2 pbkdf2", cheap2, "aes-xts-plain64", 512},
+		{"luks2 256", append(slices.Clone(cheap2), "-s", "256"), "aes-xts-plain64", 256},
+		{"luks2 xts-plain", append(slices.Clone(cheap2), "-c", "aes-xts-plain"), "aes-xts-plain", 512},
+		{"luks2 cbc", append(slices.Clone(cheap2), "-c", "aes-cbc-essiv:sha256", "-s", "128"), "aes-cbc-essiv:sha256", 128},
+		{"luks2 cbc 192", append(slices.Clone(cheap2), "-c", "aes-cbc-plain64", "-s", "192"), "aes-cbc-plain64", 192},
+		{"luks2 512 sector", append(slices.Clone(cheap2), "--sector-size", "512"), "aes-xts-plain64", 512},
+		{"luks2 4096 sector", append(slices.Clone(cheap2), "--sector-size", "4096"), "aes-xts-plain64", 512},
+		{"luks2 label", append(slices.Clone(cheap2), "--label", "lvm root", "--subsystem", "sub"), "aes-xts-plain64", 512},
+		{"luks2 offset", append(slices.Clone(cheap2), "--offset", "65536"), "aes-xts-plain64", 512},
+		{"luks2 32k", append(slices.Clone(cheap2), "--luks2-metadata-size", "32k"), "aes-xts-plain64", 512},
+		{"luks2 4m", append(slices.Clone(cheap2), "--luks2-metadata-size", "4m", "--luks2-keyslots-size", "1m"), "aes-xts-plain64", 512},
+		{"luks2 sha512", append(slices.Clone(cheap2), "--hash", "sha512"), "aes-xts-plain64", 512},
+		{"luks2 sha3", append(slices.Clone(cheap2), "--hash", "sha3-256"), "aes-xts-plain64", 512},
+		{"luks2 blake2b", append(slices.Clone(cheap2), "--hash", "blake2b-512"), "aes-xts-plain64", 512},
+		{"luks2 blake2s", append(slices.Clone(cheap2), "--hash", "blake2s-256"), "aes-xts-plain64", 512},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			path := format(t, c.options...)
+			h, err := ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if h.Cipher != c.cipher || h.KeyBits != c.bits || len(h.Slots) != 1 || !h.Slots[0].Bound || len(h.Warnings) != 0 {
+				t.Errorf("cipher %s, %d bits, slots %+v, warnings %q", h.Cipher, h.KeyBits, h.Slots, h.Warnings)
+			}
+			compare(t, h, path)
+			key := volumeKey(t, path, c.bits/8)
+			if err := h.VerifyVolumeKey(key); err != nil {
+				t.Error(err)
+			}
+			key[0] ^= 1
+			if err := h.VerifyVolumeKey(key); err == nil {
+				t.Error("a wrong volume key was taken")
+			}
+		})
+	}
+}
+
+func compare(t *testing.T, h *Header, path string) {
+	t.Helper()
+	dump := mustRun(t, "luksDump", path)
+	if got := dumped(dump, "UUID"); got != h.UUID {
+		t.Errorf("uuid %s, cryptsetup says %s", h.UUID, got)
+	}
+	want := map[string]string{"offset": fmt.Sprint(h.Offset), "sector": fmt.Sprintf("%d", h.SectorSize)}
+	if h.Type == Type1 {
+		want = map[string]string{"Payload offset": fmt.Sprint(h.Offset / 512), "MK bits": fmt.Sprint(h.KeyBits)}
+	} else if h.Label != "" {
+		want["Label"], want["Subsystem"] = h.Label, h.Subsystem
+	}
+	for name, value := range want {
+		if got := dumped(dump, name); got != value {
+			t.Errorf("%s: read %s, cryptsetup says %s", name, value, got)
+		}
+	}
+}
+
+func volumeKey(t *testing.T, path string, size int) []byte {
+	t.Helper()
+	out := mustRun(t, "luksDump", "--dump-volume-key", "--key-file=-", path)
+	_, digits, _ := strings.Cut(out, "MK dump:")
+	var key []byte
+	for _, f := range strings.Fields(digits)[:size] {
+		var b byte
+		if _, err := fmt.Sscanf(f, "%02x", &b); err != nil {
+			t.Fatal(err)
+		}
+		key = append(key, b)
+	}
+	return key
+}
+
+// TestRealFull adds keyslots until cryptsetup finds no room: Free must have told how many.
+func TestRealFull(t *testing.T) {
+	for name, options := range map[string][]string{
+		"luks1":            cheap1,
+		"luks2 small area": append(slices.Clone(cheap2), "--luks2-keyslots-size", "1040384"), // 4 of 258048 and a bit
+		"luks2 256 bits":   append(slices.Clone(cheap2), "--luks2-keyslots-size", "512k", "-s", "256"),
+	} {
+		add := []string{"luksAddKey", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file=-"}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			path := format(t, options...)
+			next := filepath.Join(t.TempDir(), "next")
+			if err := os.WriteFile(next, []byte("next"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			h, err := ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			free := h.Free()
+			added := 0
+			for {
+				if out, err := cryptsetup(t, append(slices.Clone(add), path, next)...); err != nil {
+					t.Logf("full after %d: %s", added, out)
+					break
+				}
+				added++
+			}
+			if added != len(free) || added == 0 {
+				t.Errorf("added %d, Free promised %v", added, free)
+			}
+			mustRun(t, "luksKillSlot", "--key-file=-", path, "2")
+			if h, err = ReadFile(path); err != nil || !slices.Equal(h.Free(), []int{2}) {
+				t.Fatalf("free %v, %v, want 2", h.Free(), err)
+			}
+			mustRun(t, append(slices.Clone(add), path, next)...)
+		})
+	}
+}
+
+// TestRealOdd reads volumes that went through more than luksFormat.
+func TestRealOdd(t *testing.T) {
+	read := func(t *testing.T, path string) *Header {
+		t.Helper()
+		h, err := ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	t.Run("converted", func(t *testing.T) {
+		path := format(t, cheap1...)
+		key := volumeKey(t, path, 64)
+		mustRun(t, "convert", "--type", "luks2", path)
+		h := read(t, path)
+		if h.Type != Type2 || len(h.Digest.Value) != digest1Size || h.VerifyVolumeKey(key) != nil {
+			t.Errorf("type %s, digest of %d bytes, key: %v", h.Type, len(h.Digest.Value), h.VerifyVolumeKey(key))
+		}
+	})
+	t.Run("unbound", func(t *testing.T) {
+		path := format(t, cheap2...)
+		next := filepath.Join(t.TempDir(), "next")
+		if err := os.WriteFile(next, []byte("next"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		mustRun(t, append([]string{"luksAddKey", "--unbound", "--key-size", "384", "--key-slot", "4", path, next}, cheap2[2:]...)...)
+		h := read(t, path)
+		if s, ok := h.Slot(4); !ok || s.Bound || s.KeyBits != 384 || h.KeyBits != 512 {
+			t.Errorf("keyslots %+v, key of %d bits", h.Slots, h.KeyBits)
+		}
+	})
+	t.Run("erased", func(t *testing.T) {
+		path := format(t, cheap2...)
+		was := read(t, path).Enrolled()
+		mustRun(t, "luksErase", path)
+		h := read(t, path)
+		if len(h.Slots) != 0 || Match(h, was) != nil {
+			t.Errorf("keyslots %+v, %v", h.Slots, Match(h, was))
+		}
+	})
+	t.Run("reencryption", func(t *testing.T) {
+		path := format(t, cheap2...)
+		mustRun(t, append([]string{"reencrypt", "--init-only", "--force-offline-reencrypt", "--key-file=-", path}, cheap2[2:]...)...)
+		if _, err := ReadFile(path); err == nil || !strings.Contains(err.Error(), "online-reencrypt") {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("detached", func(t *testing.T) {
+		dir := t.TempDir()
+		for _, typ := range [][]string{cheap1, cheap2} {
+			header := filepath.Join(dir, typ[1])
+			data := format(t, append(slices.Clone(typ), "--header", header)...)
+			if _, err := ReadFile(header); err == nil || !strings.Contains(err.Error(), "detached") && !strings.Contains(err.Error(), "beyond") {
+				t.Errorf("%s header: %v", typ[1], err)
+			}
+			if _, err := ReadFile(data); err == nil {
+				t.Errorf("%s data was taken for a volume", typ[1])
+			}
+		}
+	})
+	t.Run("rebuilt", func(t *testing.T) {
+		// What Backup holds, a new keyslot and the volume key make an openable volume of wiped headers.
+		path := format(t, cheap2...)
+		h := read(t, path)
+		key := filepath.Join(t.TempDir(), "key")
+		if err := os.WriteFile(key, volumeKey(t, path, 64), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := f.WriteAt(make([]byte, h.Offset), 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt(h.Image(), 0); err != nil {
+			t.Fatal(err)
+		}
+		mustRun(t, "open", "--test-passphrase", "--volume-key-file", key, path)
+		if again := read(t, path); Match(again, h.Enrolled()) != nil {
+			t.Error("rebuilt volume is another one")
+		}
+	})
+}
