@@ -1,0 +1,87 @@
+package escrow
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"mandos-escrow/internal/record"
+)
+
+func addVectors(f *testing.F, kind string) {
+	f.Helper()
+	files, err := filepath.Glob("testdata/vectors/*")
+	if err != nil || len(files) == 0 {
+		f.Fatal("no vectors: ", err)
+	}
+	for _, file := range files {
+		v, err := parseVector(must(os.ReadFile(file)))
+		if err != nil {
+			f.Fatal(err)
+		}
+		if v.kind == kind {
+			f.Add(v.data)
+		}
+	}
+}
+
+func FuzzParsePacket(f *testing.F) {
+	addVectors(f, "packet")
+	f.Fuzz(func(t *testing.T, data []byte) {
+		p, err := Parse(data)
+		if err != nil {
+			if p != nil || !named(err) {
+				t.Errorf("%v", err)
+			}
+			return
+		}
+		header := must(p.Header.encode())
+		if !bytes.Equal(header, p.HeaderBytes) || !bytes.HasPrefix(data, header) {
+			t.Error("the header is another one when it is encoded again")
+		}
+	})
+}
+
+func FuzzParsePolicy(f *testing.F) {
+	addVectors(f, "policy")
+	f.Fuzz(func(t *testing.T, data []byte) {
+		p, err := ParsePolicy(data)
+		if err == nil && !bytes.Equal(p.Bytes(), data) || err != nil && !errors.Is(err, ErrPolicy) {
+			t.Errorf("%+v, %v", p, err)
+		}
+	})
+}
+
+func FuzzParseShare(f *testing.F) {
+	addVectors(f, "share")
+	f.Fuzz(func(t *testing.T, data []byte) {
+		s, err := ParseShare(data)
+		if err != nil {
+			if s != nil || !errors.Is(err, ErrIntegrity) {
+				t.Errorf("%v", err)
+			}
+			return
+		}
+		if !bytes.Equal(must(s.Bytes()), data) {
+			t.Error("not canonical")
+		}
+		if got, err := Combine([]*Part{&s.Part, &s.Part}, commitmentInfo(s.Payload)); err == nil {
+			t.Errorf("the same share twice gave %x", got)
+		}
+	})
+}
+
+func FuzzPayload(f *testing.F) {
+	addVectors(f, "payload")
+	f.Fuzz(func(t *testing.T, data []byte) {
+		o, err := parsePlain(bytes.Clone(data))
+		if err != nil && !errors.Is(err, record.ErrFormat) {
+			t.Errorf("%v", err)
+		}
+		if err == nil && (!bytes.Equal(o.Plain, data) || (o.Passphrase == nil) == (o.VolumeKey == nil)) {
+			t.Errorf("%+v", o)
+		}
+	})
+}

@@ -1,0 +1,117 @@
+package escrow
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"regexp"
+	"time"
+
+	"mandos-escrow/internal/identity"
+	"mandos-escrow/internal/record"
+)
+
+const (
+	packetKind    = "mandos-escrow-packet"
+	packetVersion = 1
+)
+
+// Header is what a packet says in clear.
+type Header struct {
+	ID            string // 32 hex digits
+	Supersedes    string // ID of the packet that this one replaces, or ""
+	Created       time.Time
+	Machine       string // its name
+	KeyID         identity.KeyID
+	RunningKeyID  identity.KeyID
+	MachineIDHash string // 64 hex digits
+	Volume        Volume
+	PolicyEpoch   uint64
+	PolicyDigest  [32]byte
+	Threshold     int
+	Trustees      []string // fingerprints, in the policy's order: share i is for number i, from 1
+}
+
+var uuidForm = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
+
+// encode refuses one that parseHeader would refuse.
+func (h *Header) encode() ([]byte, error) {
+	if err := h.check(); err != nil {
+		return nil, err
+	}
+	w := record.New(packetKind, packetVersion)
+	w.Text("id", h.ID).OptionalText("supersedes", h.Supersedes).Time("created", h.Created)
+	w.Text("machine-name", h.Machine).Text("machine-key-id", string(h.KeyID))
+	w.Text("machine-running-key-id", string(h.RunningKeyID)).Text("machine-id-sha256", h.MachineIDHash)
+	w.Text("volume-uuid", h.Volume.UUID)
+	w.OptionalText("volume-label", h.Volume.Label).OptionalText("volume-by-id", h.Volume.ByID)
+	w.Uint("policy-epoch", h.PolicyEpoch).Hex("policy-sha256", h.PolicyDigest[:])
+	w.Uint("threshold", uint64(h.Threshold))
+	for _, t := range h.Trustees {
+		w.Text("trustee", t)
+	}
+	return w.Bytes()
+}
+
+// readHeader reads a header from the start of a record; a fault stays in r.
+func readHeader(r *record.Reader) Header {
+	h := Header{
+		ID: r.Text("id"), Supersedes: r.OptionalText("supersedes"), Created: r.Time("created"),
+		Machine: r.Text("machine-name"), KeyID: identity.KeyID(r.Text("machine-key-id")),
+		RunningKeyID:  identity.KeyID(r.Text("machine-running-key-id")),
+		MachineIDHash: r.Text("machine-id-sha256"),
+		Volume: Volume{
+			UUID: r.Text("volume-uuid"), Label: r.OptionalText("volume-label"), ByID: r.OptionalText("volume-by-id"),
+		},
+		PolicyEpoch: r.Uint("policy-epoch"),
+	}
+	copy(h.PolicyDigest[:], r.Hex("policy-sha256", sha256.Size))
+	h.Threshold = int(min(r.Uint("threshold"), MaxTrustees+1))
+	h.Trustees = r.Repeated("trustee", MaxTrustees)
+	if r.Err() == nil {
+		if err := h.check(); err != nil {
+			r.Fail("of the header", err.Error())
+		}
+	}
+	return h
+}
+
+func (h *Header) check() error {
+	hexes := []struct {
+		name, value string
+		size        int
+	}{
+		{"id", h.ID, 16},
+		{"supersedes", h.Supersedes, 16},
+		{"machine-key-id", string(h.KeyID), 32},
+		{"machine-running-key-id", string(h.RunningKeyID), 32},
+		{"machine-id-sha256", h.MachineIDHash, 32},
+	}
+	for _, f := range hexes {
+		if f.name == "supersedes" && f.value == "" {
+			continue
+		}
+		raw, err := hex.DecodeString(f.value)
+		if err != nil || len(raw) != f.size || hex.EncodeToString(raw) != f.value {
+			return fmt.Errorf("%s is not %d bytes of lower-case hex", f.name, f.size)
+		}
+	}
+	switch {
+	case h.ID == h.Supersedes:
+		return fmt.Errorf("packet %s supersedes itself", h.ID)
+	case !uuidForm.MatchString(h.Volume.UUID):
+		return fmt.Errorf("volume-uuid %q is not a UUID", h.Volume.UUID)
+	case max(len(h.Machine), len(h.Volume.Label), len(h.Volume.ByID)) > maxName:
+		return fmt.Errorf("a name is longer than %d bytes", maxName)
+	case h.PolicyEpoch == 0:
+		return fmt.Errorf("policy-epoch is 0")
+	}
+	return checkTrustees(h.Trustees, h.Threshold)
+}
+
+// headerOf returns the bytes of a record that are its clear header, given what
+// was not read of it yet.
+func headerOf(data []byte, r *record.Reader) []byte {
+	return bytes.Clone(data[:len(data)-len(r.Rest())])
+}
