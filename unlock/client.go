@@ -1,0 +1,148 @@
+package unlock
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"time"
+
+	"mandos-escrow/internal/identity"
+	"mandos-escrow/internal/secret"
+)
+
+// Delays between attempts at one server: each is random between half of a step
+// and all of it; the steps are 2, 4, 8, 16 and then 30 seconds.
+const (
+	firstStep = 2 * time.Second
+	lastStep  = 30 * time.Second
+)
+
+// Client asks a machine's servers for its passphrases.
+type Client struct {
+	Config  *Config
+	Keys    Keys
+	Volumes []string // UUIDs of the volumes that are wanted
+
+	// Report is told of each failed attempt at a server; nil: nobody is. It is
+	// called by one goroutine at a time.
+	Report func(server Server, err error)
+
+	// Dial replaces a net.Dialer's; nil: that is used.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// Result has the passphrases by volume UUID, and the nonces of the releases
+// that were used by server.
+type Result struct {
+	Passphrases map[string][]byte
+	Nonces      map[identity.KeyID]string
+}
+
+// Wipe clears the passphrases.
+func (r *Result) Wipe() {
+	for _, p := range r.Passphrases {
+		secret.Wipe(p)
+	}
+}
+
+// Fetch asks all servers at once, each of them one time, and returns as soon
+// as enough have released. The error is a FetchError or the context's.
+func (c *Client) Fetch(ctx context.Context) (*Result, error) { return c.gather(ctx, true) }
+
+// Run asks until enough servers have released, for ever. A server that has
+// released is not asked again, as long as what it gave may still be of use.
+// The error is the context's.
+func (c *Client) Run(ctx context.Context) (*Result, error) {
+	for n := 0; ; n++ {
+		result, err := c.gather(ctx, false)
+		if err == nil || ctx.Err() != nil {
+			return result, err
+		}
+		if err := sleep(ctx, backoff(n)); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// outcome is one attempt at one server.
+type outcome struct {
+	server Server
+	answer Answer
+	blobs  []*blob
+	err    error
+}
+
+func (c *Client) gather(ctx context.Context, once bool) (*Result, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	outcomes := make(chan outcome)
+	attempt := secret.ID()
+	for _, s := range c.Config.Servers {
+		go c.pursue(ctx, s, attempt, once, outcomes)
+	}
+	t := &tally{client: c, once: once, nonces: map[identity.KeyID]string{}, failed: map[identity.KeyID]error{}}
+	defer t.wipe()
+	defer cancel()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case o := <-outcomes:
+			if result, err := t.add(o); result != nil || err != nil {
+				return result, err
+			}
+		}
+	}
+}
+
+// pursue asks one server until it gives a good answer, or once.
+func (c *Client) pursue(ctx context.Context, s Server, attempt string, once bool, outcomes chan<- outcome) {
+	for n := 0; ; n++ {
+		o := c.try(ctx, s, attempt)
+		select {
+		case outcomes <- o:
+		case <-ctx.Done():
+			wipeBlobs(o.blobs)
+			return
+		}
+		if once || o.err == nil || sleep(ctx, backoff(n)) != nil {
+			return
+		}
+	}
+}
+
+// try makes one attempt. A good answer has a good blob for each wanted volume.
+func (c *Client) try(ctx context.Context, s Server, attempt string) outcome {
+	answer, err := c.ask(ctx, s, attempt)
+	if err != nil {
+		return outcome{server: s, err: err}
+	}
+	blobs, err := answer.open(c.Config.Machine, c.Keys.OpenPGP)
+	for _, v := range c.Volumes {
+		if !slices.ContainsFunc(blobs, func(b *blob) bool { return b.volume == v }) {
+			wipeBlobs(blobs)
+			if err == nil {
+				err = fmt.Errorf("%w: server %s has none of volume %s", ErrBlob, s.KeyID.Short(), v)
+			}
+			return outcome{server: s, err: err}
+		}
+	}
+	return outcome{server: s, answer: answer, blobs: blobs}
+}
+
+func backoff(n int) time.Duration {
+	step := min(firstStep<<min(n, 10), lastStep)
+	return step/2 + rand.N(step/2)
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

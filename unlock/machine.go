@@ -1,0 +1,102 @@
+// Package unlock is unattended boot: the protocol between a booting machine
+// and its servers, the record of a machine, and the decision whether its
+// sealed blobs go out.
+//
+// It is not a server and not an initramfs program: those stand around it. It
+// knows no database, HTTP, command line or other process, and imports only
+// escrow and the leaves record, seal, secret and identity.
+package unlock
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"mandos-escrow/internal/identity"
+)
+
+// ErrSettings is wrapped by Settings.Check.
+var ErrSettings = errors.New("setting out of bounds")
+
+// TimedOut is DisabledBecause of a machine whose timeout passed. Only such a
+// machine, never one that somebody disabled, may be revived by itself.
+const TimedOut = "timed out"
+
+// MaxApprovalDelay is as long as a boot program waits on one connection.
+const MaxApprovalDelay = 10 * time.Minute
+
+// Machine is what a server knows of an enrolled machine. The settings have the
+// names and meanings of mandos-clients.conf(5).
+type Machine struct {
+	KeyID         identity.KeyID  `json:"key_id"`         // of the boot identity
+	RunningKeyID  identity.KeyID  `json:"running_key_id"` // of the running identity
+	RunningKey    identity.Public `json:"running_key"`
+	Name          string          `json:"name"`
+	MachineIDHash string          `json:"machine_id_hash"` // hex SHA-256 of "mandos-escrow machine-id " + machine-id(5)
+	Group         string          `json:"group"`
+	Host          string          `json:"host"`
+	TokenID       string          `json:"token_id"` // the token it enrolled with
+	Hold          bool            `json:"hold"`     // its packets are kept whatever happens
+
+	Settings
+
+	Created             time.Time `json:"created"`
+	Enabled             bool      `json:"enabled"`
+	DisabledBecause     string    `json:"disabled_because,omitempty"`
+	LastEnabled         time.Time `json:"last_enabled"`
+	LastDisabled        time.Time `json:"last_disabled,omitzero"`
+	LastCheckedOK       time.Time `json:"last_checked_ok,omitzero"`
+	LastApprovalRequest time.Time `json:"last_approval_request,omitzero"`
+	LastReleased        time.Time `json:"last_released,omitzero"`
+	Expires             time.Time `json:"expires,omitzero"` // zero: no timeout runs
+	Approval            Approval  `json:"approval,omitzero"`
+	LastNonce           string    `json:"last_nonce,omitempty"` // of the last release
+	Volumes             []string  `json:"volumes"`              // UUIDs that have an active blob
+}
+
+// Settings are what an administrator may change, with Mandos's meanings.
+type Settings struct {
+	Timeout           Duration `json:"timeout"` // zero: never
+	ExtendedTimeout   Duration `json:"extended_timeout"`
+	Interval          Duration `json:"interval"`
+	Checker           string   `json:"checker"`
+	ApprovedByDefault bool     `json:"approved_by_default"`
+	ApprovalDelay     Duration `json:"approval_delay"`
+	ApprovalDuration  Duration `json:"approval_duration"`
+}
+
+// Approval is an administrator's word about the next boot; it holds from At
+// until Until.
+type Approval struct {
+	Given bool      `json:"given"` // false with a future Until: denied
+	At    time.Time `json:"at"`
+	Until time.Time `json:"until"`
+	By    string    `json:"by"`
+}
+
+// Defaults are Mandos's, except that no timeout runs: that needs checkers.
+func Defaults() Settings {
+	return Settings{
+		ExtendedTimeout:   Duration(15 * time.Minute),
+		Interval:          Duration(2 * time.Minute),
+		Checker:           "fping -q -- %(host)s",
+		ApprovedByDefault: true,
+		ApprovalDuration:  Duration(time.Second),
+	}
+}
+
+// Check refuses settings under which a machine could not boot as they say.
+func (s Settings) Check() error {
+	if d := time.Duration(s.ApprovalDelay); d < 0 || d > MaxApprovalDelay {
+		return fmt.Errorf("%w: approval delay %s, at most %s is possible", ErrSettings, s.ApprovalDelay, Duration(MaxApprovalDelay))
+	}
+	for name, d := range map[string]Duration{
+		"timeout": s.Timeout, "extended timeout": s.ExtendedTimeout,
+		"interval": s.Interval, "approval duration": s.ApprovalDuration,
+	} {
+		if _, err := d.MarshalText(); err != nil {
+			return fmt.Errorf("%w: %s: %w", ErrSettings, name, err)
+		}
+	}
+	return nil
+}
