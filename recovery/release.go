@@ -1,0 +1,149 @@
+package recovery
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"mandos-escrow/internal/identity"
+)
+
+// Refusals. Each leaves the request as it was.
+var (
+	ErrOwn         = errors.New("nobody approves their own request")
+	ErrTwice       = errors.New("already approved by this approver or with this trustee's key")
+	ErrExpired     = errors.New("the request has expired")
+	ErrOver        = errors.New("the request is no longer open")
+	ErrNotApproved = errors.New("not approved yet")
+	ErrNotYours    = errors.New("only who made a request may have its release")
+)
+
+// State of a request.
+type State string
+
+// The states. Approvals gather while it is open; as many as the packet's
+// threshold make it approved.
+const (
+	Open     State = "open"
+	Approved State = "approved"
+	Denied   State = "denied"
+	Released State = "released"
+	Expired  State = "expired"
+)
+
+// Record is a request as a server keeps it: what was asked, byte for byte as
+// the requester signed it, and what became of it.
+type Record struct {
+	ID          string           `json:"id"`
+	Signed      []byte           `json:"signed"`
+	Requester   string           `json:"requester"`
+	RequesterID identity.KeyID   `json:"requester_key_id"`
+	Threshold   int              `json:"threshold"` // of the packet's policy
+	Expires     time.Time        `json:"expires"`
+	State       State            `json:"state"`
+	Approvals   []StoredApproval `json:"approvals,omitempty"`
+	Decided     time.Time        `json:"decided,omitzero"`
+	DecidedBy   string           `json:"decided_by,omitempty"`
+	Note        string           `json:"note,omitempty"` // why it was denied
+}
+
+// StoredApproval is one approver's signed approval with the share that was
+// re-sealed to the request's key.
+type StoredApproval struct {
+	Approver   string         `json:"approver"`
+	ApproverID identity.KeyID `json:"approver_key_id"`
+	Trustee    string         `json:"trustee"` // fingerprint
+	Signed     []byte         `json:"signed"`
+	Share      []byte         `json:"share,omitempty"` // gone once the request is over
+	Time       time.Time      `json:"time"`
+}
+
+// At returns the record as it is at now: a request whose time is over is
+// expired and holds no share, whatever is stored.
+func (r Record) At(now time.Time) Record {
+	if (r.State == Open || r.State == Approved) && !now.Before(r.Expires) {
+		return r.end(Expired, "", now)
+	}
+	return r
+}
+
+// end closes a request and forgets the re-sealed shares.
+func (r Record) end(state State, by string, now time.Time) Record {
+	r.State, r.Decided, r.DecidedBy = state, now, by
+	approvals := make([]StoredApproval, len(r.Approvals))
+	for i, a := range r.Approvals {
+		a.Share = nil
+		approvals[i] = a
+	}
+	r.Approvals = approvals
+	return r
+}
+
+func (r Record) over() error {
+	switch r.State {
+	case Expired:
+		return ErrExpired
+	case Denied, Released:
+		return fmt.Errorf("%w: it was %s", ErrOver, r.State)
+	}
+	return nil
+}
+
+// MayApprove says whether an approver could approve now.
+func (r Record) MayApprove(name string, id identity.KeyID, now time.Time) error {
+	if err := r.At(now).over(); err != nil {
+		return err
+	}
+	if r.RequesterID == id || r.Requester == name {
+		return ErrOwn
+	}
+	for _, a := range r.Approvals {
+		if a.ApproverID == id || a.Approver == name {
+			return ErrTwice
+		}
+	}
+	return nil
+}
+
+// Approve adds an approval.
+func (r Record) Approve(a StoredApproval, now time.Time) (Record, error) {
+	if err := r.MayApprove(a.Approver, a.ApproverID, now); err != nil {
+		return r, err
+	}
+	for _, other := range r.Approvals {
+		if other.Trustee == a.Trustee {
+			return r, ErrTwice
+		}
+	}
+	r.Approvals = append(r.Approvals[:len(r.Approvals):len(r.Approvals)], a)
+	if len(r.Approvals) >= r.Threshold {
+		r.State = Approved
+	}
+	return r, nil
+}
+
+// Deny ends a request. A requester may deny their own, which withdraws it.
+func (r Record) Deny(by, why string, now time.Time) (Record, error) {
+	if err := r.At(now).over(); err != nil {
+		return r, err
+	}
+	r = r.end(Denied, by, now)
+	r.Note = why
+	return r, nil
+}
+
+// Release hands the re-sealed shares to the requester, and returns the record
+// without them.
+func (r Record) Release(id identity.KeyID, now time.Time) (Record, []StoredApproval, error) {
+	if r.RequesterID != id {
+		return r, nil, ErrNotYours
+	}
+	if err := r.At(now).over(); err != nil {
+		return r, nil, err
+	}
+	if r.State != Approved {
+		return r, nil, fmt.Errorf("%w: %d of %d approvals", ErrNotApproved, len(r.Approvals), r.Threshold)
+	}
+	shares := r.Approvals
+	return r.end(Released, r.Requester, now), shares, nil
+}
