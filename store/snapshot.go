@@ -1,0 +1,105 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// Snapshot writes a consistent copy of the store to w, while the store goes on
+// working. The copy is a store file under the same store key.
+func (s *Store) Snapshot(w io.Writer) error {
+	if err := s.usable(); err != nil {
+		return err
+	}
+	err := s.db.View(func(btx *bolt.Tx) error {
+		_, err := btx.WriteTo(w)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("store: snapshot: %w", err)
+	}
+	return nil
+}
+
+// CheckSnapshot reads the whole store file at path, without writing to it:
+// every value opens and stands where an index expects it, every packet has its
+// digest, and the audit log is whole. It returns the log's head. Errors:
+// ErrSchema also for an older schema, ErrKey, ErrDamaged, ErrAudit, ErrInUse.
+// One kind of damage ends the program instead: a branch page that leads back
+// to itself overflows the stack in bbolt.
+func CheckSnapshot(path string, key []byte) (head Head, err error) {
+	db, err := openFile(path, true)
+	if err != nil {
+		return Head{}, fmt.Errorf("store: check %s: %w", path, err)
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	head, err = check(db, key)
+	if err != nil {
+		return Head{}, fmt.Errorf("store: check %s: %w", path, err)
+	}
+	return head, nil
+}
+
+func check(db *bolt.DB, key []byte) (head Head, err error) {
+	schema, err := readSchema(db)
+	if err != nil {
+		return Head{}, err
+	}
+	if newest := 1 + len(migrations); schema != newest {
+		return Head{}, fmt.Errorf("%w: it has schema %d, this program checks %d", ErrSchema, schema, newest)
+	}
+	sealer, err := checkedSealer(db, key, schema)
+	if err != nil {
+		return Head{}, err
+	}
+	if err := hasBuckets(db); err != nil {
+		return Head{}, err
+	}
+	defer guard(&err)()
+	err = db.View(func(btx *bolt.Tx) error {
+		tx := &Tx{bolt: btx, sealer: sealer}
+		if err := tx.checkValues(); err != nil {
+			return err
+		}
+		if err := tx.checkPackets(); err != nil {
+			return err
+		}
+		head, err = tx.VerifyAudit()
+		return err
+	})
+	return head, err
+}
+
+func (tx *Tx) checkValues() error {
+	for _, bucket := range sealedBuckets {
+		for key, err := range tx.keys(bucket, nil) {
+			if err != nil {
+				return err
+			}
+			if _, err := tx.get(bucket, key); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (tx *Tx) checkPackets() error {
+	for entry, err := range tx.Entries() {
+		if err != nil {
+			return err
+		}
+		if _, _, err := tx.Packet(entry.ID); err != nil {
+			return err
+		}
+		for _, place := range tx.packetPlaces(entry) {
+			if !tx.has(place.bucket, place.key) {
+				return fmt.Errorf("store: packet %s: %w: an index lacks it", entry.ID, ErrDamaged)
+			}
+		}
+	}
+	return nil
+}
