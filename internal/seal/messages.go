@@ -209,3 +209,37 @@ func readAll(md *openpgp.MessageDetails) ([]byte, error) {
 		}
 	}
 }
+
+// PassphraseWriter seals what is written to it under a passphrase, as a binary
+// message of any length to w. Close ends the message; it does not close w.
+func PassphraseWriter(w io.Writer, passphrase []byte, now time.Time) (io.WriteCloser, error) {
+	sealed, err := openpgp.SymmetricallyEncrypt(w, passphrase, &openpgp.FileHints{IsBinary: true}, config(now))
+	if err != nil {
+		return nil, fmt.Errorf("seal: encrypt under a passphrase: %w", err)
+	}
+	return sealed, nil
+}
+
+// PassphraseReader opens what PassphraseWriter sealed. What it gives is not
+// authenticated before it has returned io.EOF: use nothing of it until then.
+func PassphraseReader(r io.Reader, passphrase []byte) (io.Reader, error) {
+	start := make([]byte, 6)
+	if _, err := io.ReadFull(r, start); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrIntegrity, err)
+	}
+	if err := checkStretching(start); err != nil {
+		return nil, err
+	}
+	asked := false
+	md, err := openpgp.ReadMessage(io.MultiReader(bytes.NewReader(start), r), nil, func([]openpgp.Key, bool) ([]byte, error) {
+		if asked {
+			return nil, ErrIntegrity
+		}
+		asked = true
+		return passphrase, nil
+	}, timeless())
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrIntegrity, err)
+	}
+	return md.UnverifiedBody, nil
+}

@@ -1,0 +1,159 @@
+package api
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+
+	"mandos-escrow/internal/identity"
+	"mandos-escrow/internal/record"
+	"mandos-escrow/unlock"
+)
+
+// ErrTicket: a token or an invite that was mistyped, cut or changed.
+var ErrTicket = errors.New("not a whole token or invite: it was cut, mistyped or changed")
+
+const (
+	maxTicket  = 16 << 10
+	checkBytes = 8 // of the SHA-256 behind the record: catches typing, not attackers
+)
+
+// Token lets machines enroll. Each server is sent only its own secret.
+// Threshold and the servers' trustees are what a policy 1 is made of when
+// tokens of several servers are merged.
+type Token struct {
+	PolicyDigest [32]byte
+	Threshold    int
+	Servers      []TokenServer
+}
+
+// TokenServer is one server's part of a token.
+type TokenServer struct {
+	unlock.Server
+	Trustees []string // `FINGERPRINT NAME`, as a policy has them
+	Secret   []byte   // 16 random bytes
+}
+
+// Text is the token as people and kickstart files carry it: one line.
+func (t Token) Text() (string, error) {
+	w := record.New("mandos-escrow-token", 1).Hex("policy-sha256", t.PolicyDigest[:]).Uint("threshold", uint64(t.Threshold))
+	for _, s := range t.Servers {
+		addServer(w, s.Server)
+		for _, trustee := range s.Trustees {
+			w.Text("trustee", trustee)
+		}
+		w.Hex("secret", s.Secret)
+	}
+	return ticketText("met1.", w)
+}
+
+// ParseToken reads a token's text.
+func ParseToken(text []byte) (*Token, error) {
+	body, err := ticketBody("met1.", text)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(body)
+	in := record.Parse(body, "mandos-escrow-token", 1, maxTicket)
+	var t Token
+	copy(t.PolicyDigest[:], in.Hex("policy-sha256", 32))
+	t.Threshold = int(min(in.Uint("threshold"), 255))
+	for in.Next("server") && len(t.Servers) < 32 {
+		t.Servers = append(t.Servers, TokenServer{readServer(in), in.Repeated("trustee", 32), in.Hex("secret", 16)})
+	}
+	if err := in.End(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrTicket, err)
+	}
+	if len(t.Servers) == 0 {
+		return nil, fmt.Errorf("%w: it names no server", ErrTicket)
+	}
+	return &t, nil
+}
+
+// Invite lets one administrator make an identity of their own at one server.
+type Invite struct {
+	PolicyDigest [32]byte
+	Server       unlock.Server
+	Name         string
+	Secret       []byte
+}
+
+// Text is the invite as one line.
+func (i Invite) Text() (string, error) {
+	w := record.New("mandos-escrow-invite", 1).Hex("policy-sha256", i.PolicyDigest[:])
+	addServer(w, i.Server)
+	w.Text("name", i.Name).Hex("secret", i.Secret)
+	return ticketText("mei1.", w)
+}
+
+// ParseInvite reads an invite's text.
+func ParseInvite(text []byte) (*Invite, error) {
+	body, err := ticketBody("mei1.", text)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(body)
+	in := record.Parse(body, "mandos-escrow-invite", 1, maxTicket)
+	var i Invite
+	copy(i.PolicyDigest[:], in.Hex("policy-sha256", 32))
+	i.Server = readServer(in)
+	i.Name = in.Text("name")
+	i.Secret = in.Hex("secret", 16)
+	if err := in.End(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrTicket, err)
+	}
+	return &i, nil
+}
+
+func addServer(w *record.Writer, s unlock.Server) {
+	w.Text("server", s.Name).Text("server-key-id", string(s.KeyID))
+	for _, a := range s.Addresses {
+		w.Text("address", a)
+	}
+}
+
+func readServer(in *record.Reader) unlock.Server {
+	s := unlock.Server{Name: in.Text("server"), KeyID: identity.KeyID(hex.EncodeToString(in.Hex("server-key-id", 32)))}
+	s.Addresses = in.Repeated("address", 8)
+	if len(s.Addresses) == 0 {
+		in.Fail("address", "a server needs at least one")
+	}
+	for _, a := range s.Addresses {
+		if err := unlock.CheckAddress(a); err != nil {
+			in.Fail("address", err.Error())
+		}
+	}
+	return s
+}
+
+func ticketText(prefix string, w *record.Writer) (string, error) {
+	body, err := w.Bytes()
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(body)
+	return prefix + base64.RawURLEncoding.EncodeToString(append(body, sum[:checkBytes]...)), nil
+}
+
+// ticketBody undoes ticketText. White space is dropped: people paste tokens
+// over several lines.
+func ticketBody(prefix string, text []byte) ([]byte, error) {
+	packed := strings.Join(strings.Fields(string(text)), "")
+	encoded, found := strings.CutPrefix(packed, prefix)
+	if !found {
+		return nil, fmt.Errorf("%w: it does not begin with %s", ErrTicket, prefix)
+	}
+	raw, err := base64.RawURLEncoding.Strict().DecodeString(encoded)
+	if err != nil || len(raw) <= checkBytes {
+		return nil, ErrTicket
+	}
+	body, check := raw[:len(raw)-checkBytes], raw[len(raw)-checkBytes:]
+	if sum := sha256.Sum256(body); !bytes.Equal(sum[:checkBytes], check) {
+		return nil, ErrTicket
+	}
+	return body, nil
+}

@@ -1,0 +1,327 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"mandos-escrow/escrow"
+	"mandos-escrow/internal/api"
+	"mandos-escrow/internal/identity"
+	"mandos-escrow/recovery"
+	"mandos-escrow/store"
+	"mandos-escrow/unlock"
+)
+
+// access is who may call a route. Roles of administrators are cumulative.
+type access int
+
+const (
+	anyone   access = iota // proves itself by a secret in the call
+	machines               // a running identity
+	viewer
+	helpdesk
+	approver
+	admin
+	local // the control socket, or a command that opened the store itself
+)
+
+// call is one request, with the one who makes it.
+type call struct {
+	*http.Request
+	now     time.Time
+	actor   string // as the audit log names it
+	key     identity.Public
+	admin   *store.Admin
+	machine *unlock.Machine
+	local   bool
+}
+
+// route is one thing that can be asked for.
+type route struct {
+	pattern     string // of net/http.ServeMux
+	access      access
+	refusal     string // the audit action of a refusal; "" where none is kept
+	unconfirmed bool   // answers while the server serves nothing else
+	handle      func(*Server, call) (any, error)
+}
+
+var routes = []route{
+	{"GET /v1/status", viewer, "", true, (*Server).status},
+	{"POST /v1/confirm", local, "", true, (*Server).confirm},
+	{"GET /v1/backup", local, "", true, (*Server).backup},
+	{"GET /v1/policy", viewer, "", false, (*Server).policy},
+	{"GET /v1/master", viewer, "", false, (*Server).master},
+	{"POST /v1/master/export", admin, "", false, (*Server).masterExport},
+	{"PUT /v1/master", admin, "", false, (*Server).masterReplace},
+	{"GET /v1/audit", viewer, "", false, (*Server).audit},
+
+	{"POST /v1/login", anyone, "", false, (*Server).login},
+	{"GET /v1/admins", viewer, "", false, (*Server).admins},
+	{"POST /v1/admins", admin, "", false, (*Server).adminAdd},
+	{"DELETE /v1/admins", admin, "", false, (*Server).adminRemove},
+	{"GET /v1/tokens", admin, "", false, (*Server).tokens},
+	{"POST /v1/tokens", admin, "", false, (*Server).tokenCreate},
+	{"DELETE /v1/tokens", admin, "", false, (*Server).tokenRevoke},
+
+	{"POST /v1/enroll", anyone, "", false, (*Server).enroll},
+	{"GET /v1/self", machines, "", false, (*Server).self},
+	{"PUT /v1/self/volumes/{uuid}", machines, "", false, (*Server).upload},
+	{"POST /v1/self/volumes/{uuid}/commit", machines, "", false, (*Server).commit},
+
+	{"GET /v1/machines", viewer, "", false, (*Server).machines},
+	{"POST /v1/machines", admin, "machine.change.refused", false, (*Server).change},
+	{"GET /v1/packets", viewer, "", false, (*Server).packets},
+	{"GET /v1/packets/{id}", viewer, "", false, (*Server).packet},
+	{"GET /v1/packets/{id}/file", admin, "packet.export.refused", false, (*Server).packetExport},
+	{"POST /v1/packets/{id}/obsolete", admin, "packet.obsolete.refused", false, (*Server).packetObsolete},
+	{"POST /v1/packets/{id}/hold", admin, "packet.hold.refused", false, (*Server).packetHold},
+	{"GET /v1/recoverable", helpdesk, "", false, (*Server).recoverable},
+
+	{"GET /v1/requests", viewer, "", false, (*Server).requests},
+	{"POST /v1/requests", helpdesk, "recover.request.refused", false, (*Server).request},
+	{"GET /v1/requests/{id}", viewer, "", false, (*Server).requestShow},
+	{"GET /v1/requests/{id}/material", approver, "recover.approve.refused", false, (*Server).material},
+	{"POST /v1/requests/{id}/approve", approver, "recover.approve.refused", false, (*Server).approve},
+	{"POST /v1/requests/{id}/deny", helpdesk, "recover.deny.refused", false, (*Server).deny},
+	{"POST /v1/requests/{id}/release", helpdesk, "recover.release.refused", false, (*Server).release},
+}
+
+// errStranger is what everybody gets who is not known: one text for every
+// reason, so that it tells nothing.
+var errStranger = api.Errorf(api.CodeRefused, "refused")
+
+// Handler serves the API. isLocal is for the control socket and for commands
+// that serve themselves; actor then names the caller.
+func (s *Server) Handler(isLocal bool, actor func(*http.Request) string) http.Handler {
+	mux := http.NewServeMux()
+	for _, rt := range routes {
+		mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) {
+			c := call{Request: r, now: s.now(), local: isLocal}
+			if isLocal {
+				c.actor = actor(r)
+			} else if err := s.identify(&c); err != nil {
+				s.reply(w, c, nil, err)
+				return
+			}
+			r.Body = http.MaxBytesReader(w, r.Body, api.MaxBody)
+			result, err := s.serve(rt, c)
+			s.reply(w, c, result, err)
+		})
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { s.reply(w, call{Request: r}, nil, errStranger) })
+	return mux
+}
+
+// identify finds out whose key the connection has. A stranger is no error yet.
+func (s *Server) identify(c *call) error {
+	if c.TLS == nil {
+		return errStranger
+	}
+	key, err := identity.PeerKey(*c.TLS)
+	if err != nil {
+		return errStranger
+	}
+	c.key, c.actor = key, "stranger:"+key.KeyID().Short()
+	return s.store.View(func(tx *store.Tx) error {
+		if a, err := tx.AdminByKey(key.KeyID()); err == nil && !a.Removed {
+			c.admin, c.actor = &a, "admin:"+a.Name
+			return nil
+		}
+		if m, err := tx.MachineByRunning(key.KeyID()); err == nil {
+			c.machine, c.actor = &m, "machine:"+m.Name
+		}
+		return nil
+	})
+}
+
+// serve is a straight list of refusals before the work.
+func (s *Server) serve(rt route, c call) (any, error) {
+	if !c.known() && rt.access != anyone {
+		return nil, errStranger
+	}
+	if err := s.checkWitness(c); err != nil {
+		return nil, err
+	}
+	if why := s.unconfirmed(); why != "" && (!rt.unconfirmed || !c.local) {
+		if !c.known() {
+			return nil, errStranger
+		}
+		return nil, api.Errorf(api.CodeUnconfirmed, "this server serves nothing until it is confirmed: %s; after checking the machines that it lists, run `mandos-escrow server confirm --state DIR` on it", why)
+	}
+	if !c.may(rt.access) {
+		err := s.forbidden(rt, c)
+		s.refused(rt, c, err)
+		return nil, err
+	}
+	result, err := rt.handle(s, c)
+	err = s.translate(err)
+	if code := api.CodeOf(err); code == api.CodeRefused || code == api.CodeNotApproved {
+		s.refused(rt, c, err)
+	}
+	return result, err
+}
+
+func (c call) known() bool { return c.local || c.admin != nil || c.machine != nil }
+
+func (c call) may(need access) bool {
+	switch {
+	case need == anyone:
+		return true
+	case need == machines:
+		return c.machine != nil
+	case c.local:
+		return true
+	case c.admin == nil || need == local:
+		return false
+	}
+	return c.admin.Role.Allows(roleOf[need])
+}
+
+var roleOf = map[access]store.Role{viewer: store.Viewer, helpdesk: store.Helpdesk, approver: store.Approver, admin: store.Administrator}
+
+func (s *Server) forbidden(rt route, c call) error {
+	if c.admin == nil {
+		return errStranger
+	}
+	if rt.access == local {
+		return api.Errorf(api.CodeRefused, "refused: this is done on the server itself, with --state")
+	}
+	return api.Errorf(api.CodeRefused, "refused: %s has the role %s; this needs the role %s", c.admin.Name, c.admin.Role, roleOf[rt.access])
+}
+
+// refused keeps a refusal of somebody who is known, under its own name.
+func (s *Server) refused(rt route, c call, why error) {
+	s.log.Warn("refused", "route", rt.pattern, "actor", c.actor, "why", why)
+	if rt.refusal == "" || !c.known() {
+		return
+	}
+	err := s.store.Update(func(tx *store.Tx) error {
+		event := store.Event{Time: c.now, Actor: c.actor, Action: rt.refusal, Detail: why.Error()}
+		if id := c.PathValue("id"); id != "" {
+			if r, err := tx.Request(id); err == nil {
+				event.Request = r.ID
+			} else if e, err := tx.Entry(id); err == nil {
+				event.Packet = e.ID
+			}
+		}
+		return tx.Audit(event)
+	})
+	if err != nil {
+		s.log.Error("audit of a refusal", "err", err)
+	}
+}
+
+// translate gives the errors of the rooms their codes.
+func (s *Server) translate(err error) error {
+	var coded *api.Error
+	switch {
+	case err == nil || errors.As(err, &coded):
+		return err
+	case errors.Is(err, store.ErrNotFound):
+		return api.Errorf(api.CodeNotFound, "not found: %v", err)
+	case errors.Is(err, store.ErrExists):
+		return api.Errorf(api.CodeConflict, "%v", err)
+	case errors.Is(err, recovery.ErrNotApproved):
+		return api.Errorf(api.CodeNotApproved, "%v", err)
+	case isAny(err, recovery.ErrOwn, recovery.ErrTwice, recovery.ErrExpired, recovery.ErrOver, recovery.ErrNotYours,
+		store.ErrTokenExpired, store.ErrTokenUsed, store.ErrTokenRevoked):
+		return api.Errorf(api.CodeRefused, "refused: %v", err)
+	case isAny(err, escrow.ErrLimit, store.ErrFull):
+		return api.Errorf(api.CodeLimit, "%v", err)
+	case isAny(err, escrow.ErrIntegrity, recovery.ErrRequest, recovery.ErrApproval, api.ErrRegistration):
+		return api.Errorf(api.CodeIntegrity, "%v", err)
+	}
+	return err
+}
+
+func isAny(err error, targets ...error) bool {
+	for _, t := range targets {
+		if errors.Is(err, t) {
+			return true
+		}
+	}
+	return false
+}
+
+// reply writes the answer; to those who are known with the signed head.
+func (s *Server) reply(w http.ResponseWriter, c call, result any, err error) {
+	if c.known() && !c.local {
+		s.addHead(w.Header())
+	}
+	if stream, ok := result.(*stream); ok && err == nil {
+		defer stream.Close()
+		w.Header().Set("Mandos-Escrow-Size", strconv.FormatInt(stream.size, 10))
+		if _, err := io.Copy(w, stream); err != nil {
+			s.log.Warn("reply cut off", "actor", c.actor, "err", err)
+		}
+		return
+	}
+	status := http.StatusOK
+	if err != nil {
+		var coded *api.Error
+		if !errors.As(err, &coded) {
+			s.log.Error("internal error", "path", c.URL.Path, "actor", c.actor, "err", err)
+			coded = api.Errorf(api.CodeInternal, "internal error; the server's log has the cause")
+			if c.local {
+				coded.Message = err.Error()
+			}
+		}
+		status, result = coded.Code.Status(), coded
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	if err := json.NewEncoder(w).Encode(result); err != nil {
+		s.log.Warn("reply cut off", "actor", c.actor, "err", err)
+	}
+}
+
+// decode reads the body of a call strictly.
+func decode[T any](c call) (T, error) {
+	var in T
+	d := json.NewDecoder(c.Body)
+	d.DisallowUnknownFields()
+	if err := d.Decode(&in); err != nil {
+		var tooLong *http.MaxBytesError
+		if errors.As(err, &tooLong) {
+			return in, api.Errorf(api.CodeLimit, "the request is longer than %d bytes", tooLong.Limit)
+		}
+		return in, api.Errorf(api.CodeUsage, "the request is not understood: %v", err)
+	}
+	return in, nil
+}
+
+// record adds an audit event for a call; it belongs to the same transaction as
+// the change.
+func (c call) record(tx *store.Tx, event store.Event) error {
+	event.Time, event.Actor = c.now, c.actor
+	return tx.Audit(event)
+}
+
+// stream is a reply that is a file.
+type stream struct {
+	io.ReadCloser
+	size int64
+}
+
+// Server is an opened state folder that serves.
+type Server struct {
+	state    *State
+	store    *store.Store
+	key      *identity.Key
+	log      *slog.Logger
+	now      func() time.Time
+	started  time.Time
+	refusals refusals
+	boots    sync.WaitGroup
+}
+
+// New makes a server of an opened state folder.
+func New(state *State, log *slog.Logger, now func() time.Time) *Server {
+	return &Server{state: state, store: state.Store, key: state.Key, log: log, now: now, started: now()}
+}

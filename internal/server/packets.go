@@ -1,0 +1,213 @@
+package server
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"mandos-escrow/escrow"
+	"mandos-escrow/internal/api"
+	"mandos-escrow/store"
+)
+
+func (s *Server) packets(call) (any, error) {
+	out := []api.Packet{}
+	err := s.store.View(func(tx *store.Tx) error {
+		for e, err := range tx.Entries() {
+			if err != nil {
+				return err
+			}
+			out = append(out, listed(e))
+		}
+		return nil
+	})
+	slices.SortFunc(out, func(a, b api.Packet) int {
+		return cmp.Or(cmp.Compare(a.Machine, b.Machine), cmp.Compare(a.Volume.UUID, b.Volume.UUID), a.Stored.Compare(b.Stored), cmp.Compare(a.ID, b.ID))
+	})
+	return &out, err
+}
+
+func listed(e escrow.Entry) api.Packet {
+	return api.Packet{Entry: e, Verified: !e.VerifiedAt.IsZero()}
+}
+
+func (s *Server) packet(c call) (any, error) {
+	var out api.Packet
+	return &out, s.store.View(func(tx *store.Tx) error {
+		e, err := findPacket(tx, c.PathValue("id"))
+		out = listed(e)
+		return err
+	})
+}
+
+// packetExport gives a whole packet away, sealed as it is.
+func (s *Server) packetExport(c call) (any, error) {
+	var data []byte
+	err := s.store.Update(func(tx *store.Tx) error {
+		e, err := findPacket(tx, c.PathValue("id"))
+		if err != nil {
+			return err
+		}
+		if _, data, err = tx.Packet(e.ID); err != nil {
+			return err
+		}
+		return c.record(tx, store.Event{Action: "packet.export", Packet: e.ID, Machine: string(e.KeyID), Volume: e.Volume.UUID})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &stream{io.NopCloser(bytes.NewReader(data)), int64(len(data))}, nil
+}
+
+func (s *Server) packetObsolete(c call) (any, error) {
+	return s.changePacket(c, "packet.obsolete", func(tx *store.Tx, e escrow.Entry) (escrow.Entry, error) {
+		newest, err := newestOf(tx, e.Volume.UUID)
+		if err == nil && newest.ID == e.ID {
+			return e, api.Errorf(api.CodeConflict, "packet %s is the newest of volume %s: there is nothing that replaces it", e.ID, e.Volume.UUID)
+		}
+		return e.MarkObsolete(c.now), nil
+	})
+}
+
+func (s *Server) packetHold(c call) (any, error) {
+	in, err := decode[api.Hold](c)
+	if err != nil {
+		return nil, err
+	}
+	return s.changePacket(c, "packet.hold", func(_ *store.Tx, e escrow.Entry) (escrow.Entry, error) {
+		e.Hold = in.Hold
+		return e, nil
+	})
+}
+
+func (s *Server) changePacket(c call, action string, change func(*store.Tx, escrow.Entry) (escrow.Entry, error)) (any, error) {
+	var out api.Packet
+	return &out, s.store.Update(func(tx *store.Tx) error {
+		e, err := findPacket(tx, c.PathValue("id"))
+		if err != nil {
+			return err
+		}
+		if e, err = change(tx, e); err != nil {
+			return err
+		}
+		out = listed(e)
+		if err := tx.PutEntry(e); err != nil {
+			return err
+		}
+		return c.record(tx, store.Event{Action: action, Packet: e.ID, Machine: string(e.KeyID), Volume: e.Volume.UUID, Detail: fmt.Sprintf("%s, hold %t", e.State, e.Hold)})
+	})
+}
+
+// recoverable finds the packet that a request would be about, and what the
+// request binds of it.
+func (s *Server) recoverable(c call) (any, error) {
+	word := c.FormValue("volume")
+	var out api.PacketHead
+	return &out, s.store.View(func(tx *store.Tx) error {
+		e, err := findVolume(tx, word)
+		if err != nil {
+			return err
+		}
+		_, data, err := tx.Packet(e.ID)
+		if err != nil {
+			return err
+		}
+		p, err := escrow.Parse(data)
+		if err != nil {
+			return err
+		}
+		out = api.PacketHead{Header: p.HeaderBytes, Digest: hex.EncodeToString(p.Digest[:]), PayloadDigests: map[string]string{}}
+		for _, sealed := range p.Payloads {
+			sum := sha256.Sum256(sealed.Message)
+			out.PayloadDigests[sealed.Name] = hex.EncodeToString(sum[:])
+		}
+		return nil
+	})
+}
+
+// findPacket finds a packet by its id or a prefix of it.
+func findPacket(tx *store.Tx, word string) (escrow.Entry, error) {
+	if e, err := tx.Entry(word); err == nil {
+		return e, nil
+	}
+	return only(tx, "packet", word, func(e escrow.Entry) bool { return isPrefix(word, e.ID) }, func(e escrow.Entry) string { return e.ID })
+}
+
+// findVolume finds the newest packet of a volume that is named by its UUID or
+// a prefix, its machine's name, or a key ID or a prefix.
+func findVolume(tx *store.Tx, word string) (escrow.Entry, error) {
+	if word == "" {
+		return escrow.Entry{}, api.Errorf(api.CodeUsage, "name a volume: its UUID or the beginning of it, its machine, or a key ID")
+	}
+	e, err := only(tx, "volume", word, func(e escrow.Entry) bool {
+		return isPrefix(word, e.Volume.UUID) || e.Machine == word || isPrefix(word, string(e.KeyID)) || e.ID == word
+	}, func(e escrow.Entry) string { return e.Volume.UUID })
+	if err != nil || e.ID == word {
+		return e, err
+	}
+	return newestOf(tx, e.Volume.UUID)
+}
+
+// only finds the one thing that fits; what tells things apart is their label.
+func only(tx *store.Tx, kind, word string, fits func(escrow.Entry) bool, label func(escrow.Entry) string) (escrow.Entry, error) {
+	found := map[string]escrow.Entry{}
+	for e, err := range tx.Entries() {
+		if err != nil {
+			return escrow.Entry{}, err
+		}
+		if fits(e) {
+			found[label(e)] = e
+		}
+	}
+	switch len(found) {
+	case 0:
+		return escrow.Entry{}, api.Errorf(api.CodeNotFound, "no %s %q is known here; `mandos-escrow packet list` shows them", kind, word)
+	case 1:
+		for _, e := range found {
+			return e, nil
+		}
+	}
+	lines := []string{}
+	for l, e := range found {
+		lines = append(lines, fmt.Sprintf("%s  of %s", l, e.Machine))
+	}
+	slices.Sort(lines)
+	return escrow.Entry{}, api.Errorf(api.CodeAmbiguous, "%q could be %d:\n  %s", word, len(found), strings.Join(lines, "\n  "))
+}
+
+// newestOf returns the verified packet of a volume that is not replaced, or
+// the newest obsolete one. Several that are not replaced are a fork, which a
+// person must decide.
+func newestOf(tx *store.Tx, uuid string) (escrow.Entry, error) {
+	var current []escrow.Entry
+	var newest escrow.Entry
+	for e, err := range tx.EntriesOfVolume(uuid) {
+		if err != nil {
+			return e, err
+		}
+		if e.State == escrow.Verified {
+			current = append(current, e)
+		}
+		if e.State == escrow.Obsolete && e.Stored.After(newest.Stored) {
+			newest = e
+		}
+	}
+	switch {
+	case len(current) == 1:
+		return current[0], nil
+	case len(current) > 1:
+		lines := []string{}
+		for _, e := range current {
+			lines = append(lines, fmt.Sprintf("%s  of %s, stored %s", e.ID, e.Machine, e.Stored.Format("2006-01-02 15:04")))
+		}
+		return escrow.Entry{}, api.Errorf(api.CodeAmbiguous, "volume %s has %d packets, and none replaces the others; name one by its id:\n  %s", uuid, len(current), strings.Join(lines, "\n  "))
+	case newest.ID != "":
+		return newest, nil
+	}
+	return escrow.Entry{}, api.Errorf(api.CodeNotFound, "volume %s has no verified packet: its enrolment was not finished; run `mandos-escrow enroll` on the machine again", uuid)
+}

@@ -1,0 +1,354 @@
+package server
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"mandos-escrow/escrow"
+	"mandos-escrow/internal/api"
+	"mandos-escrow/recovery"
+	"mandos-escrow/store"
+)
+
+// clockSkew is how far the clocks of a requester and a server may differ.
+const clockSkew = 10 * time.Minute
+
+// request files what a requester signed. The server can neither make nor
+// change one: the six words are of these bytes.
+func (s *Server) request(c call) (any, error) {
+	in, err := decode[api.Signed](c)
+	if err != nil {
+		return nil, err
+	}
+	r, err := recovery.ParseRequest(in.Signed)
+	switch {
+	case err != nil:
+		return nil, err
+	case c.admin == nil || r.RequesterID != c.admin.KeyID || r.Requester != c.admin.Name:
+		return nil, api.Errorf(api.CodeRefused, "refused: a request is filed by the one who signed it")
+	case r.Created.After(c.now.Add(clockSkew)) || !r.Expires.After(c.now) || r.Expires.After(c.now.Add(recovery.MaxLifetime+clockSkew)):
+		return nil, api.Errorf(api.CodeUsage, "the request's times do not fit this server's clock, %s: check the clocks", c.now.Format(time.RFC3339))
+	}
+	var out api.Request
+	return &out, s.store.Update(func(tx *store.Tx) error {
+		p, err := requestedPacket(tx, r)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.Request(r.ID); err == nil {
+			return api.Errorf(api.CodeConflict, "a request %s is there already", r.ID)
+		}
+		rec := recovery.Record{
+			ID: r.ID, Signed: in.Signed, Requester: r.Requester, RequesterID: r.RequesterID,
+			Threshold: p.Threshold, Expires: r.Expires, State: recovery.Open,
+		}
+		if out, err = describe(rec); err != nil {
+			return err
+		}
+		if err := tx.PutRequest(rec); err != nil {
+			return err
+		}
+		return c.record(tx, event(r, "recover.request", fmt.Sprintf("%s: %s", r.Payload, r.Reason)))
+	})
+}
+
+// requestedPacket checks that a request is about a packet that is here, bit
+// for bit.
+func requestedPacket(tx *store.Tx, r *recovery.Request) (*escrow.Packet, error) {
+	_, data, err := tx.Packet(r.PacketID)
+	if err != nil {
+		return nil, api.Errorf(api.CodeNotFound, "packet %s is not here", r.PacketID)
+	}
+	p, err := escrow.Parse(data)
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := p.Payload(r.Payload)
+	if err != nil {
+		return nil, api.Errorf(api.CodeNotFound, "%v", err)
+	}
+	if p.Digest != r.PacketDigest || p.HeaderDigest != r.HeaderDigest || sha256.Sum256(sealed.Message) != r.PayloadDigest || p.Volume.UUID != r.VolumeUUID {
+		return nil, api.Errorf(api.CodeConflict, "the request is about other bytes than packet %s has here", r.PacketID)
+	}
+	return p, nil
+}
+
+func event(r *recovery.Request, action, detail string) store.Event {
+	return store.Event{Action: action, Request: r.ID, Packet: r.PacketID, Volume: r.VolumeUUID, Detail: detail}
+}
+
+func describe(rec recovery.Record) (api.Request, error) {
+	r, err := recovery.ParseRequest(rec.Signed)
+	if err != nil {
+		return api.Request{}, err
+	}
+	out := api.Request{
+		ID: rec.ID, State: rec.State, Volume: r.VolumeUUID, Machine: r.Machine, Packet: r.PacketID, Payload: r.Payload,
+		Requester: r.Requester, Reason: r.Reason, Created: r.Created, Expires: r.Expires, Approvers: []string{},
+		Threshold: rec.Threshold, DecidedBy: rec.DecidedBy, Decided: rec.Decided, Note: rec.Note,
+	}
+	for _, a := range rec.Approvals {
+		out.Approvers = append(out.Approvers, a.Approver)
+	}
+	return out, nil
+}
+
+func (s *Server) requests(c call) (any, error) {
+	out := []api.Request{}
+	err := s.store.View(func(tx *store.Tx) error {
+		for rec, err := range tx.Requests() {
+			if err != nil {
+				return err
+			}
+			r, err := describe(rec.At(c.now))
+			if err != nil {
+				return err
+			}
+			out = append(out, r)
+		}
+		return nil
+	})
+	slices.SortFunc(out, func(a, b api.Request) int { return a.Created.Compare(b.Created) })
+	return &out, err
+}
+
+func (s *Server) requestShow(c call) (any, error) {
+	var out api.Request
+	return &out, s.store.View(func(tx *store.Tx) error {
+		rec, err := findRequest(tx, c.PathValue("id"))
+		if err != nil {
+			return err
+		}
+		out, err = describe(rec.At(c.now))
+		return err
+	})
+}
+
+// findRequest finds a request by its id or a prefix of it.
+func findRequest(tx *store.Tx, word string) (recovery.Record, error) {
+	if rec, err := tx.Request(word); err == nil {
+		return rec, nil
+	}
+	var fits []recovery.Record
+	for rec, err := range tx.Requests() {
+		if err != nil {
+			return rec, err
+		}
+		if isPrefix(word, rec.ID) {
+			fits = append(fits, rec)
+		}
+	}
+	switch len(fits) {
+	case 0:
+		return recovery.Record{}, api.Errorf(api.CodeNotFound, "no request %q is known here; `mandos-escrow recover --list` shows them", word)
+	case 1:
+		return fits[0], nil
+	}
+	ids := []string{}
+	for _, f := range fits {
+		ids = append(ids, f.ID)
+	}
+	return recovery.Record{}, api.Errorf(api.CodeAmbiguous, "%q could be several requests:\n  %s", word, strings.Join(ids, "\n  "))
+}
+
+// material gives an approver what a decision needs, and the sealed shares that
+// the approver may be able to open. The payload stays here.
+func (s *Server) material(c call) (any, error) {
+	var out api.Material
+	return &out, s.store.Update(func(tx *store.Tx) error {
+		rec, err := findRequest(tx, c.PathValue("id"))
+		if err != nil {
+			return err
+		}
+		if c.admin == nil {
+			return api.Errorf(api.CodeUsage, "an approval needs an administrator's own identity: use --home")
+		}
+		if err := rec.MayApprove(c.admin.Name, c.admin.KeyID, c.now); err != nil {
+			return err
+		}
+		r, err := recovery.ParseRequest(rec.Signed)
+		if err != nil {
+			return err
+		}
+		p, err := requestedPacket(tx, r)
+		if err != nil {
+			return err
+		}
+		sealed, err := p.Payload(r.Payload)
+		if err != nil {
+			return err
+		}
+		out = api.Material{Request: rec.Signed, Header: p.HeaderBytes, Set: sealed.Set, Shares: map[string][]byte{}}
+		for i, trustee := range p.Trustees {
+			out.Shares[trustee] = sealed.Shares[i]
+		}
+		private, err := store.MasterPrivate.Get(tx)
+		if err != nil {
+			return err
+		}
+		out.Trustee = string(private)
+		return c.record(tx, event(r, "recover.view", "share and protected master key given to an approver"))
+	})
+}
+
+func (s *Server) approve(c call) (any, error) {
+	in, err := decode[api.Approve](c)
+	if err != nil {
+		return nil, err
+	}
+	var out api.Request
+	return &out, s.store.Update(func(tx *store.Tx) error {
+		rec, err := findRequest(tx, c.PathValue("id"))
+		if err != nil {
+			return err
+		}
+		a, err := recovery.ParseApproval(in.Approval, recovery.Digest(rec.Signed), in.Share)
+		if err != nil {
+			return err
+		}
+		if c.admin == nil || a.ApproverID != c.admin.KeyID || a.Approver != c.admin.Name {
+			return api.Errorf(api.CodeRefused, "refused: an approval is sent by the one who signed it")
+		}
+		r, err := recovery.ParseRequest(rec.Signed)
+		if err != nil {
+			return err
+		}
+		p, err := requestedPacket(tx, r)
+		if err != nil {
+			return err
+		}
+		if !slices.Contains(p.Trustees, a.Trustee) {
+			return api.Errorf(api.CodeRefused, "refused: %s is no trustee of packet %s", a.Trustee, p.ID)
+		}
+		rec, err = rec.Approve(recovery.StoredApproval{
+			Approver: a.Approver, ApproverID: a.ApproverID, Trustee: a.Trustee, Signed: in.Approval, Share: in.Share, Time: c.now,
+		}, c.now)
+		if err != nil {
+			return err
+		}
+		if out, err = describe(rec); err != nil {
+			return err
+		}
+		if err := tx.PutRequest(rec); err != nil {
+			return err
+		}
+		return c.record(tx, event(r, "recover.approve", "share of "+a.Trustee))
+	})
+}
+
+func (s *Server) deny(c call) (any, error) {
+	in, err := decode[api.Deny](c)
+	if err != nil {
+		return nil, err
+	}
+	if len(in.Reason) > recovery.MaxReason {
+		return nil, api.Errorf(api.CodeUsage, "the reason is longer than %d bytes", recovery.MaxReason)
+	}
+	var out api.Request
+	return &out, s.store.Update(func(tx *store.Tx) error {
+		rec, err := findRequest(tx, c.PathValue("id"))
+		if err != nil {
+			return err
+		}
+		if c.admin != nil && rec.RequesterID != c.admin.KeyID && !c.admin.Role.Allows(store.Approver) {
+			return api.Errorf(api.CodeRefused, "refused: %s has the role %s; to deny another's request needs the role %s", c.admin.Name, c.admin.Role, store.Approver)
+		}
+		if rec, err = rec.Deny(c.actor, in.Reason, c.now); err != nil {
+			return err
+		}
+		r, err := recovery.ParseRequest(rec.Signed)
+		if err != nil {
+			return err
+		}
+		if out, err = describe(rec); err != nil {
+			return err
+		}
+		if err := tx.PutRequest(rec); err != nil {
+			return err
+		}
+		return c.record(tx, event(r, "recover.deny", in.Reason))
+	})
+}
+
+// release hands the packet and the re-sealed shares to the one who asked. The
+// record that it was released, and that the payload is revealed, is on disk
+// before the first byte goes out; the shares are gone from the store with it.
+func (s *Server) release(c call) (any, error) {
+	var out api.Release
+	return &out, s.store.Update(func(tx *store.Tx) error {
+		rec, err := findRequest(tx, c.PathValue("id"))
+		if err != nil {
+			return err
+		}
+		if c.admin == nil {
+			return api.Errorf(api.CodeUsage, "a release goes to the requester's own identity: use --home")
+		}
+		r, err := recovery.ParseRequest(rec.Signed)
+		if err != nil {
+			return err
+		}
+		released, approvals, err := rec.Release(c.admin.KeyID, c.now)
+		if err != nil {
+			return err
+		}
+		if _, err := requestedPacket(tx, r); err != nil {
+			return err
+		}
+		entry, data, err := tx.Packet(r.PacketID)
+		if err != nil {
+			return err
+		}
+		out = api.Release{Request: rec.Signed, Packet: data}
+		for _, a := range approvals {
+			out.Approvals = append(out.Approvals, api.Approve{Approval: a.Signed, Share: a.Share})
+		}
+		if err := tx.PutEntry(entry.Reveal(r.Payload, c.now)); err != nil {
+			return err
+		}
+		if err := tx.PutRequest(released); err != nil {
+			return err
+		}
+		return c.record(tx, event(r, "recover.release", r.Payload+" to "+r.Requester))
+	})
+}
+
+// expireRequests closes the requests whose time is over, which deletes their
+// re-sealed shares.
+func (s *Server) expireRequests(now time.Time) error {
+	var due []recovery.Record
+	err := s.store.View(func(tx *store.Tx) error {
+		for rec, err := range tx.Requests() {
+			if err != nil {
+				return err
+			}
+			if at := rec.At(now); at.State != rec.State {
+				due = append(due, at)
+			}
+		}
+		return nil
+	})
+	if err != nil || len(due) == 0 {
+		return err
+	}
+	return s.store.Update(func(tx *store.Tx) error {
+		for _, d := range due {
+			rec, err := tx.Request(d.ID)
+			if err != nil {
+				return err
+			}
+			if rec = rec.At(now); rec.State != recovery.Expired {
+				continue // it was decided meanwhile
+			}
+			if err := tx.PutRequest(rec); err != nil {
+				return err
+			}
+			if err := tx.Audit(store.Event{Time: now, Actor: "server", Action: "recover.expire", Request: rec.ID}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
