@@ -1,0 +1,122 @@
+package testvm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Errors of a machine that will not get to its end.
+var (
+	ErrPanic = errors.New("testvm: the guest's kernel panicked, or qemu could not run it")
+	ErrEnded = errors.New("testvm: the machine ended first")
+)
+
+// Machine is one virtual machine: one CPU, a disk, a network port, and its
+// serial console in a buffer. The fields are set before Start.
+type Machine struct {
+	Kernel  string   // path of vmlinuz
+	Initrd  string   // path of the initramfs
+	Disk    string   // path of the raw image that is /dev/vda
+	Port    *Port    // network
+	Append  []string // words for the kernel command line
+	Console Console
+	Started time.Time // set by Start
+
+	cmd  *exec.Cmd
+	done chan struct{} // closed when qemu has ended
+	err  error         // how it ended; read after done
+}
+
+// Start starts qemu. $MANDOS_ESCROW_TESTVM_ACCEL names its accelerator. The
+// default is tcg, which runs the CPU in software: it is the same everywhere,
+// and some kvm devices cannot run a stock kernel.
+func (m *Machine) Start() error {
+	accel, cpu := os.Getenv("MANDOS_ESCROW_TESTVM_ACCEL"), "host"
+	if accel == "" || accel == "tcg" {
+		accel, cpu = "tcg", "max"
+	}
+	words := append([]string{"console=ttyS0", "quiet", "panic=-1", "random.trust_cpu=on"}, m.Append...)
+	m.cmd = inNamespace(context.Background(), m.Port.lan.guests, "qemu-system-x86_64",
+		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
+		"-machine", "q35,accel="+accel, "-cpu", cpu, "-smp", "1", "-m", "512",
+		"-kernel", m.Kernel, "-initrd", m.Initrd, "-append", strings.Join(words, " "),
+		"-drive", "if=none,id=root,format=raw,cache=unsafe,file="+strings.ReplaceAll(m.Disk, ",", ",,"),
+		"-device", "virtio-blk-pci,drive=root",
+		"-netdev", "tap,id=lan,script=no,downscript=no,ifname="+m.Port.tap,
+		"-device", "virtio-net-pci,netdev=lan,romfile=,mac="+m.Port.mac,
+		"-device", "virtio-rng-pci",
+	)
+	m.cmd.Stdout, m.cmd.Stderr = &m.Console, &m.Console
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := m.cmd.Start(); err != nil {
+		return fmt.Errorf("testvm: start qemu: %w", err)
+	}
+	m.Started = time.Now()
+	m.done = make(chan struct{})
+	go func() {
+		m.err = m.cmd.Wait()
+		close(m.done)
+	}()
+	return nil
+}
+
+// WaitFor returns when the console shows text. A machine that ends or panics
+// before that is an error.
+func (m *Machine) WaitFor(ctx context.Context, text string) error {
+	for {
+		changed := m.Console.changed()
+		switch {
+		case m.Console.Contains(text):
+			return nil
+		case m.Console.broken():
+			return ErrPanic
+		}
+		select {
+		case <-changed:
+		case <-m.done:
+			// All output was copied before done was closed.
+			if m.Console.Contains(text) {
+				return nil
+			}
+			return fmt.Errorf("waiting for %q: %w", text, errors.Join(ErrEnded, m.err))
+		case <-ctx.Done():
+			return fmt.Errorf("testvm: waiting for %q: %w", text, ctx.Err())
+		}
+	}
+}
+
+// Wait returns when the machine has powered itself off.
+func (m *Machine) Wait(ctx context.Context) error {
+	for {
+		changed := m.Console.changed()
+		if m.Console.broken() {
+			return ErrPanic
+		}
+		select {
+		case <-changed:
+		case <-m.done:
+			if m.err != nil || m.Console.broken() {
+				return fmt.Errorf("testvm: qemu: %w", errors.Join(m.err, ErrPanic))
+			}
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("testvm: waiting for power off: %w", ctx.Err())
+		}
+	}
+}
+
+// Close kills the machine, if it still runs, and waits for its end.
+func (m *Machine) Close() {
+	if m.done == nil {
+		return
+	}
+	// Fails only when it has ended, which is what is wanted.
+	_ = m.cmd.Process.Kill()
+	<-m.done
+}
