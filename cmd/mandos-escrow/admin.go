@@ -1,0 +1,146 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"mandos-escrow/escrow"
+	"mandos-escrow/internal/api"
+	"mandos-escrow/internal/config"
+	"mandos-escrow/internal/secret"
+)
+
+func newAdmin(g *globals) *cobra.Command {
+	cmd := &cobra.Command{Use: "admin", Short: "administrators: who may look, ask, approve and change"}
+	cmd.AddCommand(newAdminAdd(g), newAdminList(g), newAdminRemove(g), newAdminLogin(g))
+	return cmd
+}
+
+func newAdminAdd(g *globals) *cobra.Command {
+	var role string
+	cmd := &cobra.Command{
+		Use:   "add NAME --role ROLE",
+		Short: "add an administrator and print their invite",
+		Long: `Adds an administrator and prints an invite, with which they log in once, within
+seven days. Roles, each with the rights of those before it: viewer looks,
+helpdesk requests recoveries, approver approves them, admin changes machines,
+tokens and administrators. Nobody approves their own request.`,
+		Example: `  mandos-escrow admin add alice --role approver --state DIR >alice.invite`,
+		Args:    exactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if role == "" {
+				return usage("admin add needs --role viewer, helpdesk, approver or admin")
+			}
+			var invite api.Text
+			if err := g.call(cmd.Context(), "POST", "/v1/admins", api.NewAdmin{Name: args[0], Role: role}, &invite); err != nil {
+				return err
+			}
+			fmt.Fprintln(g.out, invite.Text)
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&role, "role", "", "viewer, helpdesk, approver or admin")
+	return g.withState(cmd, "")
+}
+
+func newAdminList(g *globals) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "list administrators",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var admins []api.AdminInfo
+			if err := g.call(cmd.Context(), "GET", "/v1/admins", nil, &admins); err != nil {
+				return err
+			}
+			return list(g, admins, []string{"NAME", "ROLE", "KEY ID", "STATE"}, func(a api.AdminInfo) []string {
+				state := "active"
+				switch {
+				case a.Removed:
+					state = "removed"
+				case a.KeyID == "":
+					state = "invited"
+				}
+				return []string{a.Name, a.Role, a.KeyID.Short(), state}
+			})
+		},
+	}
+	return g.withState(g.withJSON(cmd), "")
+}
+
+func newAdminRemove(g *globals) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "remove NAME",
+		Short: "remove an administrator, who may then do nothing",
+		Long: `Removes an administrator at this server. It takes back what they may do, not what
+they know: if they knew the passphrase of the master key, change it with
+"master passwd".`,
+		Args: exactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return g.call(cmd.Context(), "DELETE", "/v1/admins", api.Name{Name: args[0]}, nil)
+		},
+	}
+	return g.withState(cmd, "")
+}
+
+func newAdminLogin(g *globals) *cobra.Command {
+	var inviteFile string
+	cmd := &cobra.Command{
+		Use:   "login --invite-file FILE",
+		Short: "make an identity in --home and make it known with an invite",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if inviteFile == "" {
+				return usage("admin login needs --invite-file")
+			}
+			return runLogin(cmd.Context(), g, inviteFile)
+		},
+	}
+	cmd.Flags().StringVar(&inviteFile, "invite-file", "", "file with the invite, - for standard input")
+	return cmd
+}
+
+func runLogin(ctx context.Context, g *globals, inviteFile string) error {
+	text, err := config.ReadInput(inviteFile, g.in, nil) // an invite is of use once
+	if err != nil {
+		return err
+	}
+	invite, err := api.ParseInvite(text)
+	if err != nil {
+		return fmt.Errorf("%s: %w", inviteFile, err)
+	}
+	defer secret.Wipe(invite.Secret)
+	dir, err := g.homeDir()
+	if err != nil {
+		return err
+	}
+	home := config.Home{Dir: dir}
+	key, err := home.Make()
+	if err != nil {
+		return err
+	}
+	c, err := api.Dial(invite.Server, key, api.NewWitness(home.HeadFile(invite.Server.KeyID), invite.Server.KeyID))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	var reply api.LoginReply
+	if err := c.Call(ctx, "POST", "/v1/login", api.Login{Secret: invite.Secret}, &reply); err != nil {
+		return err
+	}
+	policy, err := escrow.ParsePolicy([]byte(reply.Policy.Policy))
+	if err != nil {
+		return err
+	}
+	if sha256.Sum256(policy.Bytes()) != invite.PolicyDigest {
+		return fmt.Errorf("%w: %s shows another policy than the invite names", errForeign, safe(invite.Server.Name))
+	}
+	if err := home.Join(config.Membership{Server: invite.Server, Name: reply.Name, Policy: policy}); err != nil {
+		return err
+	}
+	g.say("logged in at %s as %s, role %s; your identity is in %s", safe(invite.Server.Name), safe(reply.Name), safe(reply.Role), dir)
+	return nil
+}

@@ -1,0 +1,191 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/term"
+
+	"mandos-escrow/internal/api"
+	"mandos-escrow/internal/config"
+	"mandos-escrow/internal/identity"
+	"mandos-escrow/internal/secret"
+	"mandos-escrow/internal/server"
+)
+
+// errForeign: a key or a policy that is not the pinned one.
+var errForeign = errors.New("not what this home has pinned")
+
+// session is a connection to one server, as somebody.
+type session struct {
+	*api.Client
+	close      func()
+	home       config.Home
+	key        *identity.Key
+	membership config.Membership
+}
+
+// connect acts on the server itself with --state, and as an administrator
+// otherwise.
+func (g *globals) connect(ctx context.Context) (*session, error) {
+	if g.state != "" {
+		return g.connectState(ctx)
+	}
+	return g.connectHome()
+}
+
+// connectState reaches the running server through its control socket, and
+// opens the store itself only when none runs.
+func (g *globals) connectState(ctx context.Context) (*session, error) {
+	socket := server.Socket(g.state)
+	if conn, err := api.DialUnix(ctx, socket); err == nil {
+		conn.Close()
+		c := api.DialControl(socket)
+		return &session{Client: c, close: c.Close}, nil
+	}
+	state, err := server.OpenState(g.state)
+	if err != nil {
+		return nil, err
+	}
+	log := slog.New(slog.NewTextHandler(g.err, &slog.HandlerOptions{Level: slog.LevelError}))
+	s := server.New(state, log, time.Now)
+	c := api.InProcess(s.Handler(true, func(*http.Request) string { return server.LocalActor() }))
+	return &session{Client: c, close: func() { state.Close() }}, nil
+}
+
+func (g *globals) connectHome() (*session, error) {
+	dir, err := g.homeDir()
+	if err != nil {
+		return nil, err
+	}
+	home := config.Home{Dir: dir}
+	key, err := home.Key()
+	if err != nil {
+		return nil, err
+	}
+	members, err := home.Memberships()
+	if err != nil {
+		return nil, err
+	}
+	switch len(members) {
+	case 0:
+		return nil, fmt.Errorf("%w: %s is known to no server yet: `mandos-escrow --home %s admin login --invite-file FILE`", config.ErrHome, dir, dir)
+	case 1:
+	default:
+		names := []string{}
+		for _, m := range members {
+			names = append(names, m.Server.Name)
+		}
+		return nil, fmt.Errorf("%w: %s is known to %d servers (%s); this version acts on one: use a home for each", config.ErrHome, dir, len(members), strings.Join(names, ", "))
+	}
+	m := members[0]
+	c, err := api.Dial(m.Server, key, api.NewWitness(home.HeadFile(m.Server.KeyID), m.Server.KeyID))
+	if err != nil {
+		return nil, err
+	}
+	return &session{Client: c, close: c.Close, home: home, key: key, membership: m}, nil
+}
+
+// call connects, makes one call, and closes.
+func (g *globals) call(ctx context.Context, method, path string, in, out any) error {
+	s, err := g.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	return s.Call(ctx, method, path, in, out)
+}
+
+// input reads a file that a flag names, "-" for standard input.
+func (g *globals) input(path string) ([]byte, error) {
+	return config.ReadInput(path, g.in, g.warn)
+}
+
+// secretInput reads a secret from the file that a flag names, less one newline
+// at its end, or asks for it on the terminal.
+func (g *globals) secretInput(path, flag, prompt string) ([]byte, error) {
+	if path != "" {
+		data, err := g.input(path)
+		if err != nil {
+			return nil, err
+		}
+		if data = config.TrimNewline(data); len(data) == 0 {
+			return nil, fmt.Errorf("%s is empty", path)
+		}
+		return data, nil
+	}
+	return g.ask(prompt, flag)
+}
+
+// newSecret reads a chosen passphrase, twice on a terminal, and refuses a weak
+// one.
+func (g *globals) newSecret(path, flag, prompt string) ([]byte, error) {
+	data, err := g.secretInput(path, flag, prompt)
+	if err != nil {
+		return nil, err
+	}
+	if err := secret.Strong(data); err != nil {
+		secret.Wipe(data)
+		return nil, fmt.Errorf("%s: %w", strings.TrimSuffix(prompt, ": "), err)
+	}
+	if path != "" {
+		return data, nil
+	}
+	again, err := g.ask("Once more: ", flag)
+	defer secret.Wipe(again)
+	if err != nil {
+		return nil, err
+	}
+	if string(again) != string(data) {
+		secret.Wipe(data)
+		return nil, errors.New("the two are not the same")
+	}
+	return data, nil
+}
+
+// ask reads a line from the terminal without showing it.
+func (g *globals) ask(prompt, flag string) ([]byte, error) {
+	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+	if err != nil {
+		return nil, usage("there is no terminal to ask on: give %s", flag)
+	}
+	defer tty.Close()
+	fmt.Fprint(tty, prompt)
+	data, err := term.ReadPassword(int(tty.Fd()))
+	fmt.Fprintln(tty)
+	if err != nil {
+		return nil, fmt.Errorf("read from the terminal: %w", err)
+	}
+	return data, nil
+}
+
+// askLine reads a line from the terminal, shown as it is typed.
+func askLine(prompt, flag string) (string, error) {
+	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+	if err != nil {
+		return "", usage("there is no terminal to ask on: give %s", flag)
+	}
+	defer tty.Close()
+	fmt.Fprint(tty, prompt)
+	var line []byte
+	for b := make([]byte, 1); len(line) < 1000; {
+		if _, err := tty.Read(b); err != nil {
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			return "", err
+		}
+		if b[0] == '\n' {
+			break
+		}
+		line = append(line, b[0])
+	}
+	return string(line), nil
+}

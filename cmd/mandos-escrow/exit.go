@@ -1,0 +1,108 @@
+package main
+
+import (
+	"errors"
+
+	"mandos-escrow/escrow"
+	"mandos-escrow/internal/api"
+	"mandos-escrow/internal/config"
+	"mandos-escrow/internal/enroll"
+	"mandos-escrow/internal/identity"
+	"mandos-escrow/internal/record"
+	"mandos-escrow/internal/seal"
+	"mandos-escrow/internal/secret"
+	"mandos-escrow/internal/server"
+	"mandos-escrow/luks"
+	"mandos-escrow/luks/cryptsetup"
+	"mandos-escrow/recovery"
+	"mandos-escrow/store"
+	"mandos-escrow/unlock"
+)
+
+// Exit codes, the same for every command.
+const (
+	exitDone        = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitNotApproved = 3
+	exitMismatch    = 4 // not this volume
+	exitIntegrity   = 5
+	exitLimit       = 6
+	exitRefused     = 7
+)
+
+// errOtherVolume: a packet of another volume than the one it is used on.
+var errOtherVolume = errors.New("the packet is of another volume")
+
+// exits gives errors their codes; the first that fits counts.
+var exits = []struct {
+	code int
+	errs []error
+}{
+	{exitFailed, []error{seal.ErrPassphrase, cryptsetup.ErrPassphrase}},
+	{exitMismatch, []error{errOtherVolume, luks.ErrMismatch, luks.ErrVolumeKey}},
+	{exitRefused, []error{
+		recovery.ErrWords, enroll.ErrPolicy, errForeign, identity.ErrPin, api.ErrSetBack, seal.ErrMismatch,
+		recovery.ErrOwn, recovery.ErrTwice, recovery.ErrExpired, recovery.ErrOver, recovery.ErrNotYours, unlock.ErrRefused,
+	}},
+	{exitNotApproved, []error{recovery.ErrNotApproved}},
+	{exitLimit, []error{escrow.ErrLimit, store.ErrFull, enroll.ErrFull, cryptsetup.ErrFull}},
+	{exitIntegrity, []error{
+		escrow.ErrIntegrity, escrow.ErrPolicy, escrow.ErrForeignShare, escrow.ErrCorruptShare, escrow.ErrDuplicateShare, escrow.ErrTooFew,
+		escrow.ErrCommitment, seal.ErrIntegrity, seal.ErrRecipient, seal.ErrSigner, record.ErrFormat, api.ErrTicket,
+		recovery.ErrRequest, recovery.ErrApproval, recovery.ErrShare, identity.ErrSignature, store.ErrAudit, store.ErrKey, store.ErrDamaged,
+		luks.ErrNotLUKS, luks.ErrDamaged, luks.ErrTooExpensive, luks.ErrUnsupported, luks.ErrRequirement, unlock.ErrConfig, unlock.ErrBlob,
+	}},
+	{exitUsage, []error{secret.ErrWeak}},
+}
+
+var apiExits = map[api.Code]int{
+	api.CodeRefused: exitRefused, api.CodeUnconfirmed: exitRefused, api.CodeUsage: exitUsage,
+	api.CodeNotApproved: exitNotApproved, api.CodeIntegrity: exitIntegrity, api.CodeLimit: exitLimit,
+}
+
+func exitCode(err error) int {
+	if err == nil {
+		return exitDone
+	}
+	if isUsage(err) {
+		return exitUsage
+	}
+	if code := api.CodeOf(err); code != "" {
+		if exit, ok := apiExits[code]; ok {
+			return exit
+		}
+		return exitFailed
+	}
+	for _, e := range exits {
+		for _, target := range e.errs {
+			if errors.Is(err, target) {
+				return e.code
+			}
+		}
+	}
+	return exitFailed
+}
+
+// hintFor is the next command to type, where the error alone does not say it.
+func hintFor(err error) string {
+	for _, h := range []struct {
+		target error
+		text   string
+	}{
+		{api.ErrTicket, "copy the whole line again; it begins with met1. (token) or mei1. (invite)"},
+		{api.ErrUnreachable, "is the server running? `mandos-escrow server status --state DIR` on it tells; then run the same command again"},
+		{recovery.ErrWords, "ask the requester to read the words again; if they still differ, somebody changed the request: do not approve it"},
+		{config.ErrHome, "an invite comes from `mandos-escrow admin add NAME --role ROLE --state DIR` on the server"},
+		{seal.ErrPassphrase, "nothing was changed; run the same command again with the right passphrase"},
+		{cryptsetup.ErrPassphrase, "nothing was changed; a passphrase file is used byte for byte, with and without its last newline"},
+		{luks.ErrNotLUKS, "`mandos-escrow volume inspect DEV` shows what is there"},
+		{store.ErrInUse, "end the other process first, or let `--state` reach it through its control socket"},
+		{server.ErrState, "--state names the folder of `mandos-escrow server init`"},
+	} {
+		if errors.Is(err, h.target) {
+			return h.text
+		}
+	}
+	return ""
+}

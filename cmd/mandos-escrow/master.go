@@ -1,0 +1,112 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"mandos-escrow/internal/api"
+	"mandos-escrow/internal/seal"
+	"mandos-escrow/internal/secret"
+)
+
+func newMaster(g *globals) *cobra.Command {
+	cmd := &cobra.Command{Use: "master", Short: "the key that a server's packets are sealed to"}
+	cmd.AddCommand(newMasterExport(g), newMasterPasswd(g))
+	return cmd
+}
+
+func newMasterExport(g *globals) *cobra.Command {
+	var private bool
+	var out string
+	cmd := &cobra.Command{
+		Use:   "export",
+		Short: "print the public half, or the private half under its passphrase",
+		Long: `Prints the master key's public half. With --private it prints the private half,
+still under its passphrase: put it away where the server is not. Whoever has it
+and the passphrase can open packets without the server.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var key api.Text
+			method, path := "GET", "/v1/master"
+			if private {
+				method, path = "POST", "/v1/master/export"
+			}
+			if err := g.call(cmd.Context(), method, path, nil, &key); err != nil {
+				return err
+			}
+			return g.write(out, []byte(key.Text))
+		},
+	}
+	cmd.Flags().BoolVar(&private, "private", false, "the private half, under its passphrase")
+	cmd.Flags().StringVar(&out, "out", "-", "file to write, - for standard output")
+	return g.withState(cmd, "")
+}
+
+func newMasterPasswd(g *globals) *cobra.Command {
+	var oldFile, newFile string
+	cmd := &cobra.Command{
+		Use:   "passwd",
+		Short: "change the passphrase of the master key",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := g.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer s.close()
+			var key api.Text
+			if err := s.Call(cmd.Context(), "POST", "/v1/master/export", nil, &key); err != nil {
+				return err
+			}
+			old, err := g.secretInput(oldFile, "--key-passphrase-file", "Passphrase of the master key: ")
+			if err != nil {
+				return err
+			}
+			defer secret.Wipe(old)
+			private, err := seal.ParsePrivate([]byte(key.Text), old)
+			if err != nil {
+				return err
+			}
+			passphrase, err := g.newSecret(newFile, "--new-passphrase-file", "New passphrase: ")
+			if err != nil {
+				return err
+			}
+			defer secret.Wipe(passphrase)
+			locked, err := private.ArmorProtected(passphrase)
+			if err != nil {
+				return err
+			}
+			if err := s.Call(cmd.Context(), "PUT", "/v1/master", api.Text{Text: string(locked)}, nil); err != nil {
+				return err
+			}
+			g.say("changed; copies that were put away, and backups, still have the old passphrase")
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&oldFile, "key-passphrase-file", "", "file with the passphrase that it has (asked for otherwise)")
+	cmd.Flags().StringVar(&newFile, "new-passphrase-file", "", "file with the passphrase that it gets (asked for otherwise)")
+	return g.withState(cmd, "")
+}
+
+func newPolicy(g *globals) *cobra.Command {
+	cmd := &cobra.Command{Use: "policy", Short: "who must agree before a packet opens"}
+	show := &cobra.Command{
+		Use:   "show",
+		Short: "show the policy that packets are sealed under",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var p api.Policy
+			if err := g.call(cmd.Context(), "GET", "/v1/policy", nil, &p); err != nil {
+				return err
+			}
+			if g.json {
+				return g.printJSON(p)
+			}
+			fmt.Fprint(g.out, p.Policy)
+			return nil
+		},
+	}
+	cmd.AddCommand(g.withState(g.withJSON(show), ""))
+	return cmd
+}

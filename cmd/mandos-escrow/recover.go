@@ -1,0 +1,354 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"mandos-escrow/escrow"
+	"mandos-escrow/internal/api"
+	"mandos-escrow/internal/seal"
+	"mandos-escrow/internal/secret"
+	"mandos-escrow/recovery"
+)
+
+type recoverOptions struct {
+	// what to do: exactly one
+	request, list                             bool
+	approve, deny, release, restore, openFile string
+
+	volume, reason, payload                 string
+	lifetime                                time.Duration
+	words, key, keyPassphraseFile           string
+	out, otpFile, device, newPassphraseFile string
+	phone                                   bool
+}
+
+func newRecover(g *globals) *cobra.Command {
+	var o recoverOptions
+	cmd := &cobra.Command{
+		Use:   "recover --request | --list | --approve ID | --deny ID | --release ID | --restore FILE | --open FILE",
+		Short: "get back into a volume, with other people's approval",
+		Long: `Gets back into a volume whose passphrase is lost:
+
+  --request   asks, with a reason, and prints six words
+  --approve   somebody else approves, who was told the six words by telephone or
+              in person, and who knows the passphrase of the master key
+  --deny      or denies; who asked may so withdraw the request
+  --release   who asked collects what was approved: as a packet under a one-time
+              password (--out, --otp-file), read out (--phone), or straight onto
+              the volume (--device)
+  --restore   puts a new passphrase on the volume from such a packet
+  --open      writes what is in such a packet to a file or the terminal
+
+The server cannot read any of it, and needs nobody's trust for it: the words are
+of the request as the requester signed it.`,
+		Example: `  mandos-escrow recover --request --volume laptop7 --reason 'forgot it'
+  mandos-escrow recover --approve 3f9c --words 'able cane dust echo fuel gate'
+  mandos-escrow recover --release 3f9c --out packet.asc --otp-file otp
+  mandos-escrow recover --restore packet.asc --otp-file otp --device /dev/sda3 --new-passphrase-file new`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runRecover(cmd.Context(), g, o) },
+	}
+	f := cmd.Flags()
+	f.BoolVar(&o.request, "request", false, "ask for a recovery")
+	f.BoolVar(&o.list, "list", false, "list requests")
+	f.StringVar(&o.approve, "approve", "", "approve the request `ID`")
+	f.StringVar(&o.deny, "deny", "", "deny the request `ID`, or withdraw one's own")
+	f.StringVar(&o.release, "release", "", "collect the approved request `ID`")
+	f.StringVar(&o.restore, "restore", "", "put a new passphrase on a volume from the packet `FILE`")
+	f.StringVar(&o.openFile, "open", "", "show what is in the packet `FILE`")
+	f.StringVar(&o.volume, "volume", "", "volume: UUID or its beginning, machine name, key ID, or packet ID")
+	f.StringVar(&o.reason, "reason", "", "why, for those who approve and for the audit log")
+	f.StringVar(&o.payload, "for", escrow.ForPassphrase, "what to ask for: passphrase or volume-key")
+	f.DurationVar(&o.lifetime, "lifetime", recovery.Lifetime, "how long the request lives")
+	f.StringVar(&o.words, "words", "", "the six words, as the requester read them (asked for on a terminal)")
+	f.StringVar(&o.key, "key", "", "file with the trustee's private key, if the server does not keep it")
+	f.StringVar(&o.keyPassphraseFile, "key-passphrase-file", "", "file with the passphrase of the trustee's key (asked for otherwise)")
+	f.StringVar(&o.out, "out", "", "file to write")
+	f.StringVar(&o.otpFile, "otp-file", "", "file for, or with, the one-time password")
+	f.BoolVar(&o.phone, "phone", false, "show the recovery passphrase on the terminal, to be read out")
+	f.StringVar(&o.device, "device", "", "LUKS device or image file to restore")
+	f.StringVar(&o.newPassphraseFile, "new-passphrase-file", "", "file with the passphrase that the volume gets (asked for otherwise)")
+	f.StringVar(&g.state, "state", "", "")
+	_ = f.MarkHidden("state")
+	return g.withJSON(cmd)
+}
+
+func runRecover(ctx context.Context, g *globals, o recoverOptions) error {
+	if g.state != "" {
+		return usage("recover opens secrets, which a server never does: use --home, with your own identity, not --state")
+	}
+	verbs := map[string]func() error{}
+	if o.request {
+		verbs["--request"] = func() error { return runRequest(ctx, g, o) }
+	}
+	if o.list {
+		verbs["--list"] = func() error { return runRequests(ctx, g) }
+	}
+	for flag, v := range map[string]struct {
+		arg string
+		run func(context.Context, *globals, recoverOptions) error
+	}{
+		"--approve": {o.approve, runApprove},
+		"--deny":    {o.deny, runDeny},
+		"--release": {o.release, runRelease},
+		"--restore": {o.restore, runRestore},
+		"--open":    {o.openFile, runOpen},
+	} {
+		if v.arg != "" {
+			verbs[flag] = func() error { return v.run(ctx, g, o) }
+		}
+	}
+	if len(verbs) != 1 {
+		return usage("recover needs exactly one of --request, --list, --approve, --deny, --release, --restore, --open")
+	}
+	for _, run := range verbs {
+		return run()
+	}
+	return nil
+}
+
+// runRequest makes a one-off key, signs a request that binds it to the packet,
+// and keeps its private half in the home until the release.
+func runRequest(ctx context.Context, g *globals, o recoverOptions) error {
+	if o.volume == "" || strings.TrimSpace(o.reason) == "" {
+		return usage("recover --request needs --volume and --reason")
+	}
+	if o.payload != escrow.ForPassphrase && o.payload != escrow.ForVolumeKey {
+		return usage("--for %s: it is %s or %s", o.payload, escrow.ForPassphrase, escrow.ForVolumeKey)
+	}
+	if len(o.reason) > recovery.MaxReason {
+		return usage("--reason: longer than %d bytes", recovery.MaxReason)
+	}
+	if err := checkPrintable("--reason", o.reason); err != nil {
+		return err
+	}
+	if o.lifetime < time.Minute || o.lifetime > recovery.MaxLifetime {
+		return usage("--lifetime %s: from 1m to %s", o.lifetime, recovery.MaxLifetime)
+	}
+	s, err := g.connectHome()
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	var head api.PacketHead
+	if err := s.Call(ctx, "GET", "/v1/recoverable?volume="+url.QueryEscape(o.volume), nil, &head); err != nil {
+		return err
+	}
+	request, err := s.bind(head, o)
+	if err != nil {
+		return err
+	}
+	now := time.Now().Truncate(time.Second)
+	oneOff, err := seal.Generate("one-off key of a recovery request", now)
+	if err != nil {
+		return err
+	}
+	request.ID, request.Recipient = secret.ID(), oneOff.Public()
+	request.Created, request.Expires = now, now.Add(o.lifetime)
+	signed, err := request.Sign(s.key)
+	if err != nil {
+		return err
+	}
+	keyText, err := oneOff.Armor()
+	if err != nil {
+		return err
+	}
+	defer secret.Wipe(keyText)
+	if err := s.home.KeepRequest(request.ID, signed, keyText); err != nil {
+		return err
+	}
+	var filed api.Request
+	if err := s.Call(ctx, "POST", "/v1/requests", api.Signed{Signed: signed}, &filed); err != nil {
+		_ = s.home.ForgetRequest(request.ID)
+		return err
+	}
+	filed.Words = recovery.Words(recovery.Digest(signed))
+	if g.json {
+		return g.printJSON(filed)
+	}
+	fmt.Fprintf(g.out, "request  %s\nvolume   %s of %s\nwords    %s\n", request.ID, safe(request.VolumeUUID), safe(request.Machine), filed.Words)
+	g.say("read the six words to somebody who may approve it, by telephone or in person; then: mandos-escrow recover --release %s", request.ID[:8])
+	return nil
+}
+
+// bind fills a request with what the server says about the packet. Should that
+// be a lie, the release does not open: the shares and the packet are checked
+// against it.
+func (s *session) bind(head api.PacketHead, o recoverOptions) (recovery.Request, error) {
+	var r recovery.Request
+	payloadDigest, ok := head.PayloadDigests[o.payload]
+	if !ok {
+		return r, fmt.Errorf("the packet has no payload %q", o.payload)
+	}
+	for _, d := range []struct {
+		text string
+		to   *[32]byte
+	}{{head.Digest, &r.PacketDigest}, {payloadDigest, &r.PayloadDigest}} {
+		raw, err := hex.DecodeString(d.text)
+		if err != nil || len(raw) != 32 {
+			return r, fmt.Errorf("%w: digest of a packet", recovery.ErrRequest)
+		}
+		copy(d.to[:], raw)
+	}
+	b, err := escrow.ParseBrief(head.Header, o.payload, r.PayloadDigest, nil)
+	if err != nil {
+		return r, err
+	}
+	if b.PolicyDigest != s.membership.Policy.Digest() {
+		return r, fmt.Errorf("%w: packet %s is sealed under another policy", errForeign, b.ID)
+	}
+	r.PacketID, r.HeaderDigest, r.Payload = b.ID, b.HeaderDigest, o.payload
+	r.VolumeUUID, r.Machine = b.Volume.UUID, b.Machine
+	r.Requester, r.RequesterID, r.Reason = s.membership.Name, s.key.KeyID(), o.reason
+	return r, nil
+}
+
+func runRequests(ctx context.Context, g *globals) error {
+	var requests []api.Request
+	if err := g.call(ctx, "GET", "/v1/requests", nil, &requests); err != nil {
+		return err
+	}
+	return list(g, requests, []string{"ID", "STATE", "VOLUME", "MACHINE", "FOR", "BY", "APPROVED", "EXPIRES", "REASON"}, func(r api.Request) []string {
+		return []string{
+			r.ID[:min(8, len(r.ID))], string(r.State), r.Volume, r.Machine, r.Payload, r.Requester,
+			fmt.Sprintf("%d of %d %s", len(r.Approvers), r.Threshold, strings.Join(r.Approvers, ",")), when(r.Expires), r.Reason,
+		}
+	})
+}
+
+// runApprove opens one share with a trustee's key and seals it to the request's
+// key. It asks for that key's passphrase last: after the words, the packet, the
+// policy and the key itself are found to be what they must be.
+func runApprove(ctx context.Context, g *globals, o recoverOptions) error {
+	s, err := g.connectHome()
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	var m api.Material
+	if err := s.Call(ctx, "GET", "/v1/requests/"+url.PathEscape(o.approve)+"/material", nil, &m); err != nil {
+		return err
+	}
+	request, err := recovery.ParseRequest(m.Request)
+	if err != nil {
+		return err
+	}
+	if !strings.HasPrefix(request.ID, strings.ToLower(o.approve)) {
+		return fmt.Errorf("%w: asked for %s, the server gave %s", recovery.ErrRequest, o.approve, request.ID)
+	}
+	digest := recovery.Digest(m.Request)
+	brief, err := s.checkMaterial(request, m)
+	if err != nil {
+		return err
+	}
+	showRequest(g, request, brief)
+	if o.words == "" {
+		if o.words, err = askLine("The six words that "+safe(request.Requester)+" reads to you: ", "--words"); err != nil {
+			return err
+		}
+	}
+	if err := recovery.CheckWords(o.words, digest); err != nil {
+		return err
+	}
+	trustee, err := openTrustee(g, o, s, brief, m)
+	if err != nil {
+		return err
+	}
+	share, err := brief.OpenShare(m.Shares[trustee.Public().Fingerprint()], trustee)
+	if err != nil {
+		return err
+	}
+	defer share.Wipe()
+	now := time.Now()
+	resealed, err := recovery.Reseal(share, request, digest, now)
+	if err != nil {
+		return err
+	}
+	approval, err := recovery.Approval{
+		RequestDigest: digest, Trustee: trustee.Public().Fingerprint(), ShareDigest: sha256.Sum256(resealed),
+		Approver: s.membership.Name, ApproverID: s.key.KeyID(), Created: now,
+	}.Sign(s.key)
+	if err != nil {
+		return err
+	}
+	var after api.Request
+	if err := s.Call(ctx, "POST", "/v1/requests/"+request.ID+"/approve", api.Approve{Approval: approval, Share: resealed}, &after); err != nil {
+		return err
+	}
+	g.say("approved: %d of %d", len(after.Approvers), after.Threshold)
+	return nil
+}
+
+// checkMaterial compares what a server served with what the requester signed
+// and what this home has pinned.
+func (s *session) checkMaterial(request *recovery.Request, m api.Material) (*escrow.Brief, error) {
+	brief, err := escrow.ParseBrief(m.Header, request.Payload, request.PayloadDigest, m.Set)
+	switch {
+	case err != nil:
+		return nil, err
+	case brief.HeaderDigest != request.HeaderDigest || brief.ID != request.PacketID || brief.Volume.UUID != request.VolumeUUID || brief.Machine != request.Machine:
+		return nil, fmt.Errorf("%w: the server served another packet than the one that was asked for", recovery.ErrRequest)
+	case brief.PolicyDigest != s.membership.Policy.Digest():
+		return nil, fmt.Errorf("%w: the packet is sealed under another policy", errForeign)
+	case !time.Now().Before(request.Expires):
+		return nil, recovery.ErrExpired
+	case request.RequesterID == s.key.KeyID() || request.Requester == s.membership.Name:
+		return nil, recovery.ErrOwn
+	}
+	return brief, nil
+}
+
+func showRequest(g *globals, r *recovery.Request, b *escrow.Brief) {
+	g.say("request   %s by %s, expires %s", r.ID, quoted(r.Requester), when(r.Expires))
+	g.say("asks for  the %s of volume %s of machine %s", safe(r.Payload), safe(b.Volume.UUID), quoted(b.Machine))
+	g.say("packet    %s, made %s", b.ID, when(b.Created))
+	g.say("reason    %s", quoted(r.Reason))
+}
+
+// openTrustee unlocks a trustee's key, after checking that it is one.
+func openTrustee(g *globals, o recoverOptions, s *session, brief *escrow.Brief, m api.Material) (*seal.PrivateKey, error) {
+	text := []byte(m.Trustee)
+	if o.key != "" {
+		var err error
+		if text, err = g.input(o.key); err != nil {
+			return nil, err
+		}
+	}
+	if len(text) == 0 {
+		return nil, usage("the server does not keep the trustee's key: give --key FILE")
+	}
+	public, err := seal.ParsePublic(text)
+	if err != nil {
+		return nil, fmt.Errorf("trustee's key: %w", err)
+	}
+	fingerprint := public.Fingerprint()
+	if _, pinned := s.membership.Policy.Trustee(fingerprint); !pinned || m.Shares[fingerprint] == nil {
+		return nil, fmt.Errorf("%w: key %s is no trustee of packet %s; its passphrase was not asked for", errForeign, fingerprint, brief.ID)
+	}
+	passphrase, err := g.secretInput(o.keyPassphraseFile, "--key-passphrase-file", "Passphrase of key "+fingerprint+": ")
+	if err != nil {
+		return nil, err
+	}
+	defer secret.Wipe(passphrase)
+	return seal.ParsePrivate(text, passphrase)
+}
+
+func runDeny(ctx context.Context, g *globals, o recoverOptions) error {
+	if err := checkPrintable("--reason", o.reason); o.reason != "" && err != nil {
+		return err
+	}
+	var after api.Request
+	if err := g.call(ctx, "POST", "/v1/requests/"+url.PathEscape(o.deny)+"/deny", api.Deny{Reason: o.reason}, &after); err != nil {
+		return err
+	}
+	g.say("request %s is %s", after.ID, after.State)
+	return nil
+}

@@ -1,0 +1,81 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"mandos-escrow/internal/api"
+)
+
+func newToken(g *globals) *cobra.Command {
+	cmd := &cobra.Command{Use: "token", Short: "one-off strings that let machines enroll"}
+	cmd.AddCommand(newTokenCreate(g), newTokenList(g), newTokenRevoke(g))
+	return cmd
+}
+
+func newTokenCreate(g *globals) *cobra.Command {
+	var o api.NewToken
+	cmd := &cobra.Command{
+		Use:   "create",
+		Short: "print a new token",
+		Long: `Prints a token. It carries the server's addresses, its key ID and the digest of
+the policy, so a machine that has it needs nothing else; it can add machines and
+packets, and never reads or replaces any. See docs/operations.md for how to get
+one into a kickstart.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var token api.Text
+			if err := g.call(cmd.Context(), "POST", "/v1/tokens", o, &token); err != nil {
+				return err
+			}
+			fmt.Fprintln(g.out, token.Text)
+			return nil
+		},
+	}
+	cmd.Flags().IntVar(&o.Uses, "uses", 1, "how many machines may enroll with it")
+	cmd.Flags().DurationVar(&o.TTL, "ttl", time.Hour, "how long it lives, as in 1h or 30m")
+	cmd.Flags().StringVar(&o.Group, "group", "", "group of the machines that enroll with it")
+	cmd.Flags().BoolVar(&o.Hold, "hold", false, "keep their packets whatever happens")
+	return g.withState(cmd, "")
+}
+
+func newTokenList(g *globals) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "list tokens, without their secrets",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var tokens []api.TokenInfo
+			if err := g.call(cmd.Context(), "GET", "/v1/tokens", nil, &tokens); err != nil {
+				return err
+			}
+			return list(g, tokens, []string{"ID", "USED", "EXPIRES", "GROUP", "BY", "STATE"}, func(t api.TokenInfo) []string {
+				state := "valid"
+				switch {
+				case t.Revoked:
+					state = "revoked"
+				case !time.Now().Before(t.Expires):
+					state = "expired"
+				case len(t.UsedBy) >= t.Uses:
+					state = "used up"
+				}
+				return []string{t.ID, fmt.Sprintf("%d of %d", len(t.UsedBy), t.Uses), t.Expires.Local().Format(time.DateTime), t.Group, t.By, state}
+			})
+		},
+	}
+	return g.withState(g.withJSON(cmd), "")
+}
+
+func newTokenRevoke(g *globals) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "revoke ID",
+		Short: "make a token worthless; machines that enrolled with it stay",
+		Args:  exactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return g.call(cmd.Context(), "DELETE", "/v1/tokens", api.Name{Name: args[0]}, nil)
+		},
+	}
+	return g.withState(cmd, "")
+}
