@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"regexp"
 	"time"
 
 	"mandos-escrow/internal/identity"
@@ -32,8 +31,6 @@ type Header struct {
 	Threshold     int
 	Trustees      []string // fingerprints, in the policy's order: share i is for number i, from 1
 }
-
-var uuidForm = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
 
 // encode refuses one that parseHeader would refuse.
 func (h *Header) encode() ([]byte, error) {
@@ -100,7 +97,7 @@ func (h *Header) check() error {
 	switch {
 	case h.ID == h.Supersedes:
 		return fmt.Errorf("packet %s supersedes itself", h.ID)
-	case !uuidForm.MatchString(h.Volume.UUID):
+	case !record.IsUUID(h.Volume.UUID):
 		return fmt.Errorf("volume-uuid %q is not a UUID", h.Volume.UUID)
 	case max(len(h.Machine), len(h.Volume.Label), len(h.Volume.ByID)) > maxName:
 		return fmt.Errorf("a name is longer than %d bytes", maxName)

@@ -5,7 +5,7 @@
 //
 // It is not a way to change or to open a volume: package luks/cryptsetup writes, package luks/dmcrypt (apart, so that this
 // package does not link luks.go) maps at boot. Nothing here runs a program, speaks on a network, or sees a passphrase.
-// It may import the standard library and hash functions.
+// It may import the standard library, hash functions and the leaf internal/record.
 //
 // Formats: LUKS1 On-Disk Format Specification 1.2.3; LUKS2 On-Disk Format Specification 1.1.x; where they are silent, what
 // cryptsetup 2.6.1 checks.

@@ -11,9 +11,10 @@ import (
 	"math"
 	"slices"
 	"strconv"
-	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"mandos-escrow/internal/record"
 )
 
 const maxDepth = 32 // of nested JSON, as in json-c
@@ -212,12 +213,7 @@ func (o object) numbers(name string, in section) []int {
 
 // checkUUID: UUIDs become parts of paths, so nothing but a UUID will do.
 func checkUUID(uuid string) error {
-	parts := strings.Split(uuid, "-")
-	sound := len(parts) == 5
-	for i, length := range []int{8, 4, 4, 4, 12} {
-		sound = sound && len(parts[i]) == length && strings.Trim(parts[i], "0123456789abcdefABCDEF") == ""
-	}
-	if !sound {
+	if !record.IsUUID(uuid) {
 		return fmt.Errorf("%w: uuid %q", ErrDamaged, uuid)
 	}
 	return nil

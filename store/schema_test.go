@@ -182,7 +182,7 @@ func TestCheckSnapshotDamage(t *testing.T) {
 	for range 300 {
 		bad := bytes.Clone(whole)
 		start := random.IntN(len(bad))
-		if flags := bad[start/4096*4096+8]; flags == 1 {
+		if flags := bad[start/os.Getpagesize()*os.Getpagesize()+8]; flags == 1 {
 			continue
 		}
 		for n := range random.IntN(16) + 1 {

@@ -7,7 +7,6 @@ import (
 	"net"
 	"path"
 	"strconv"
-	"strings"
 
 	"mandos-escrow/internal/identity"
 	"mandos-escrow/internal/record"
@@ -195,12 +194,7 @@ func checkKeyID(r *record.Reader, name string, id identity.KeyID) {
 
 // checkUUID: a UUID becomes part of a path.
 func checkUUID(r *record.Reader, uuid string) {
-	parts := strings.Split(uuid, "-")
-	sound := len(parts) == 5
-	for i, length := range []int{8, 4, 4, 4, 12} {
-		sound = sound && len(parts[i]) == length && strings.Trim(parts[i], "0123456789abcdefABCDEF") == ""
-	}
-	if !sound {
+	if !record.IsUUID(uuid) {
 		r.Fail("volume-uuid", "not a UUID")
 	}
 }
