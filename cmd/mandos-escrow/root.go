@@ -81,6 +81,7 @@ func demandSubcommand(cmd *cobra.Command) {
 		demandSubcommand(sub)
 	}
 	if cmd.HasSubCommands() && cmd.Run == nil && cmd.RunE == nil {
+		cmd.Args = cobra.ArbitraryArgs
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return usage("%s has no command %q", cmd.CommandPath(), args[0])

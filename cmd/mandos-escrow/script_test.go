@@ -1,0 +1,147 @@
+package main
+
+import (
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"mandos-escrow": main})
+}
+
+// TestScript runs testdata/script: what people type, with exact exit codes,
+// real servers and real LUKS volumes.
+func TestScript(t *testing.T) {
+	for _, tool := range []string{"cryptsetup", "gpg", "jq"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Fatalf("%s is missing: apt-get install cryptsetup-bin gnupg jq", tool)
+		}
+	}
+	unlock := filepath.Join(t.TempDir(), "mandos-escrow-unlock")
+	build := exec.Command("go", "build", "-o", unlock, "../mandos-escrow-unlock")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the boot program: %v\n%s", err, out)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(e *testscript.Env) error {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				return err
+			}
+			defer l.Close()
+			e.Setenv("ADDR", l.Addr().String())
+			e.Setenv("HOME", filepath.Join(e.WorkDir, "home"))
+			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "home", "config"))
+			e.Setenv("LC_ALL", "C.UTF-8")
+			e.Setenv("PATH", filepath.Dir(unlock)+":"+e.Getenv("PATH")+":/usr/sbin:/sbin")
+			return os.Mkdir(filepath.Join(e.WorkDir, "home"), 0o700)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits":  cmdExits,
+			"disk":   cmdDisk,
+			"server": cmdServer,
+			"flip":   cmdFlip,
+			"cut":    cmdCut,
+			"jqset":  cmdJQSet,
+		},
+	})
+}
+
+// cmdExits: `exits CODE COMMAND...` demands an exact exit code. Its output is
+// there for stdout and stderr checks afterwards.
+func cmdExits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE COMMAND...")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	got := 0
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
+			ts.Fatalf("%v: %v", args[1:], err)
+		}
+		got = exit.ExitCode()
+	}
+	if got != want {
+		ts.Fatalf("exit %d, wanted %d: %v", got, want, args[1:])
+	}
+}
+
+// cmdDisk: `disk luks1|luks2 FILE PASSFILE` makes a small volume.
+func cmdDisk(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: disk luks1|luks2 FILE PASSFILE")
+	}
+	image := ts.MkAbs(args[1])
+	ts.Check(os.WriteFile(image, nil, 0o600))
+	ts.Check(os.Truncate(image, 32<<20))
+	cost := []string{"--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"}
+	if args[0] == "luks1" {
+		cost = cost[2:]
+	}
+	format := append([]string{"luksFormat", "-q", "--type", args[0]}, cost...)
+	ts.Check(ts.Exec("cryptsetup", append(format, image, ts.MkAbs(args[2]))...))
+}
+
+// cmdServer: `server NAME` makes and starts a server with the master
+// passphrase of the file master, in the background under its name.
+func cmdServer(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: server NAME")
+	}
+	name := args[0]
+	ts.Check(os.WriteFile(ts.MkAbs("master"), []byte("correct-horse-battery-staple-7719"), 0o600))
+	ts.Check(ts.Exec("mandos-escrow", "server", "init", "--state", name, "--name", name,
+		"--listen", ts.Getenv("ADDR"), "--address", ts.Getenv("ADDR"), "--master-passphrase-file", "master"))
+}
+
+// cmdFlip: `flip FILE OFFSET` changes one bit; a negative offset counts from
+// the end.
+func cmdFlip(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: flip FILE OFFSET")
+	}
+	path := ts.MkAbs(args[0])
+	data, err := os.ReadFile(path)
+	ts.Check(err)
+	at, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	if at < 0 {
+		at += len(data)
+	}
+	data[at] ^= 1
+	ts.Check(os.WriteFile(path, data, 0o600))
+}
+
+// cmdCut: `cut FILE N` leaves the first N bytes.
+func cmdCut(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: cut FILE N")
+	}
+	n, err := strconv.ParseInt(args[1], 10, 64)
+	ts.Check(err)
+	ts.Check(os.Truncate(ts.MkAbs(args[0]), n))
+}
+
+// cmdJQSet: `jqset VAR FILTER FILE` sets a variable from a JSON file.
+func cmdJQSet(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: jqset VAR FILTER FILE")
+	}
+	cmd := exec.Command("jq", "-er", args[1], ts.MkAbs(args[2]))
+	out, err := cmd.Output()
+	if err != nil {
+		ts.Fatalf("jq %s: %v", args[1], err)
+	}
+	ts.Setenv(args[0], string(out[:len(out)-1]))
+}
