@@ -3,22 +3,36 @@ package store
 import (
 	"errors"
 	"fmt"
-	"io"
+	"os"
 
 	bolt "go.etcd.io/bbolt"
 )
 
-// Snapshot writes a consistent copy of the store to w, while the store goes on
-// working. The copy is a store file under the same store key.
-func (s *Store) Snapshot(w io.Writer) error {
+// compactStep is how much one transaction of a snapshot copies, in bytes.
+const compactStep = 1 << 20
+
+// Snapshot writes a consistent copy of the store to a new file, mode 0600,
+// while the store goes on working. The copy is a store file under the same
+// store key. It holds nothing that was deleted: bbolt's free pages, where
+// values stay until they are overwritten, are left behind.
+func (s *Store) Snapshot(path string) error {
 	if err := s.usable(); err != nil {
 		return err
 	}
-	err := s.db.View(func(btx *bolt.Tx) error {
-		_, err := btx.WriteTo(w)
-		return err
-	})
+	if _, err := os.Lstat(path); err == nil {
+		return fmt.Errorf("store: snapshot %s: %w", path, ErrExists)
+	}
+	draft := path + ".new" // compacted, but as long as bbolt likes to grow files
+	defer os.Remove(draft)
+	compact, err := bolt.Open(draft, 0o600, &bolt.Options{NoSync: true})
 	if err != nil {
+		return fmt.Errorf("store: snapshot: %w", err)
+	}
+	err = bolt.Compact(compact, s.db, compactStep)
+	if err == nil {
+		err = compact.View(func(btx *bolt.Tx) error { return btx.CopyFile(path, 0o600) })
+	}
+	if err = errors.Join(err, compact.Close()); err != nil {
 		return fmt.Errorf("store: snapshot: %w", err)
 	}
 	return nil

@@ -243,7 +243,7 @@ func TestFailedWrite(t *testing.T) {
 				t.Errorf("error %v", err)
 			}
 			nothing := func(*Tx) error { return nil }
-			for _, err := range []error{s.View(nothing), s.Update(nothing), s.Batch(nothing), s.Snapshot(&bytes.Buffer{})} {
+			for _, err := range []error{s.View(nothing), s.Update(nothing), s.Batch(nothing), s.Snapshot(filepath.Join(t.TempDir(), "copy.db"))} {
 				if (err != nil) != c.stops {
 					t.Errorf("then: %v", err)
 				}
@@ -317,11 +317,15 @@ func moveRaw(btx *bolt.Tx, from, key, to, place string) error {
 
 func snapshot(t testing.TB, s *Store) []byte {
 	t.Helper()
-	var copied bytes.Buffer
-	if err := s.Snapshot(&copied); err != nil {
+	path := filepath.Join(t.TempDir(), "copy.db")
+	if err := s.Snapshot(path); err != nil {
 		t.Fatal(err)
 	}
-	return copied.Bytes()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
 }
 
 func writeFile(t testing.TB, path string, data []byte) {

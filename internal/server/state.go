@@ -28,13 +28,14 @@ import (
 
 // Names in a state folder.
 const (
-	settingsFile = "server.conf" // written last: where it stands, the folder is whole
-	keysFolder   = "keys"
-	storeKeyFile = "keys/store.key"
-	storeFile    = "store.db"
-	socketFile   = "control.sock"
-	lockFile     = "lock"
-	draftPrefix  = ".restore." // of a folder in it, while a backup is restored
+	settingsFile   = "server.conf" // written last: where it stands, the folder is whole
+	keysFolder     = "keys"
+	storeKeyFile   = "keys/store.key"
+	storeFile      = "store.db"
+	socketFile     = "control.sock"
+	lockFile       = "lock"
+	snapshotPrefix = ".snapshot." // of a folder in it, while a backup is made
+	draftPrefix    = ".restore."  // of a folder in it, while a backup is restored
 )
 
 // ErrState: a folder that holds no server, or one already.

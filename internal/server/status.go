@@ -4,8 +4,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -213,27 +213,29 @@ func (s *Server) audit(c call) (any, error) {
 // backup streams a consistent copy of the store; its values stay sealed. The
 // copy is made in a file first, so that a slow reader holds no transaction.
 func (s *Server) backup(c call) (any, error) {
-	tmp, err := os.CreateTemp(s.state.Dir, ".snapshot.*")
+	folder, err := os.MkdirTemp(s.state.Dir, snapshotPrefix)
 	if err != nil {
 		return nil, err
 	}
-	os.Remove(tmp.Name())
+	defer os.RemoveAll(folder)
 	err = s.store.Update(func(tx *store.Tx) error {
 		return c.record(tx, store.Event{Action: "backup.create"})
 	})
-	if err == nil {
-		err = s.store.Snapshot(tmp)
+	if err != nil {
+		return nil, err
 	}
-	var size int64
-	if err == nil {
-		size, err = tmp.Seek(0, io.SeekCurrent)
+	path := filepath.Join(folder, storeFile)
+	if err := s.store.Snapshot(path); err != nil {
+		return nil, err
 	}
-	if err == nil {
-		_, err = tmp.Seek(0, io.SeekStart)
+	tmp, err := os.Open(path)
+	if err != nil {
+		return nil, err
 	}
+	info, err := tmp.Stat()
 	if err != nil {
 		tmp.Close()
 		return nil, err
 	}
-	return &stream{tmp, size}, nil
+	return &stream{tmp, info.Size()}, nil
 }
