@@ -8,12 +8,14 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 
 	"mandos-escrow/internal/secret"
 	"mandos-escrow/unlock"
 )
+
+// Version is set by the linker.
+var Version = "devel"
 
 // Exit codes.
 const (
@@ -65,7 +67,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprint(stdout, usage)
 		return exitDone
 	case opts.printVer:
-		fmt.Fprintln(stdout, "mandos-escrow-unlock "+version())
+		fmt.Fprintln(stdout, "mandos-escrow-unlock", Version)
 		return exitDone
 	}
 	if err := fetch(ctx, opts, stdout, say); err != nil {
@@ -97,14 +99,6 @@ func parse(args []string) (options, error) {
 		return o, fmt.Errorf("%w: without --print there is nobody to hand the passphrase to: this build only prints", errUsage)
 	}
 	return o, nil
-}
-
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" {
-		return "(unknown)"
-	}
-	return info.Main.Version
 }
 
 // fetch compares the volume before it asks and again before it prints: what

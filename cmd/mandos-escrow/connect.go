@@ -4,14 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
-	"os"
 	"strings"
 	"time"
-
-	"golang.org/x/term"
 
 	"mandos-escrow/internal/api"
 	"mandos-escrow/internal/config"
@@ -148,44 +144,4 @@ func (g *globals) newSecret(path, flag, prompt string) ([]byte, error) {
 		return nil, errors.New("the two are not the same")
 	}
 	return data, nil
-}
-
-// ask reads a line from the terminal without showing it.
-func (g *globals) ask(prompt, flag string) ([]byte, error) {
-	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
-	if err != nil {
-		return nil, usage("there is no terminal to ask on: give %s", flag)
-	}
-	defer tty.Close()
-	fmt.Fprint(tty, prompt)
-	data, err := term.ReadPassword(int(tty.Fd()))
-	fmt.Fprintln(tty)
-	if err != nil {
-		return nil, fmt.Errorf("read from the terminal: %w", err)
-	}
-	return data, nil
-}
-
-// askLine reads a line from the terminal, shown as it is typed.
-func askLine(prompt, flag string) (string, error) {
-	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
-	if err != nil {
-		return "", usage("there is no terminal to ask on: give %s", flag)
-	}
-	defer tty.Close()
-	fmt.Fprint(tty, prompt)
-	var line []byte
-	for b := make([]byte, 1); len(line) < 1000; {
-		if _, err := tty.Read(b); err != nil {
-			if errors.Is(err, io.EOF) {
-				break
-			}
-			return "", err
-		}
-		if b[0] == '\n' {
-			break
-		}
-		line = append(line, b[0])
-	}
-	return string(line), nil
 }

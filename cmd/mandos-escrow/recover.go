@@ -251,7 +251,7 @@ func runApprove(ctx context.Context, g *globals, o recoverOptions) error {
 	}
 	showRequest(g, request, brief)
 	if o.words == "" {
-		if o.words, err = askLine("The six words that "+safe(request.Requester)+" reads to you: ", "--words"); err != nil {
+		if o.words, err = g.askLine("The six words that "+safe(request.Requester)+" reads to you: ", "--words"); err != nil {
 			return err
 		}
 	}

@@ -22,6 +22,7 @@ import (
 // globals are what every verb may need: streams and the two flags that say as
 // whom a command acts.
 type globals struct {
+	ctx      context.Context // of the whole command: ended by SIGINT and SIGTERM
 	in       io.Reader
 	out, err io.Writer
 	home     string
@@ -33,7 +34,7 @@ type globals struct {
 func run(args []string, in io.Reader, out, errOut io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
-	g := &globals{in: in, out: out, err: errOut}
+	g := &globals{ctx: ctx, in: in, out: out, err: errOut}
 	root := newRoot(g)
 	root.SetArgs(args)
 	root.SetIn(in)
