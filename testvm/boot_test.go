@@ -9,14 +9,36 @@ import (
 
 func TestBootLUKS2(t *testing.T) { bootAlone(t, 2) }
 
-func TestBootLUKS1(t *testing.T) { bootAlone(t, 1) }
+// Without udev's link, the boot program looks for the volume on all devices.
+func TestBootLUKS1(t *testing.T) { bootAlone(t, 1, "testvm.nolink") }
 
-func bootAlone(t *testing.T, luks int) {
+func bootAlone(t *testing.T, luks int, words ...string) {
 	s := newSite(t, luks)
 	s.initServer("srv")
 	s.startServer("srv")
 	s.enroll("srv")
-	s.mustReachRoot(s.boot())
+	s.mustReachRoot(s.boot(words...))
+}
+
+// A volume with the enrolled UUID but another key gets nothing: no server is
+// even asked.
+func TestAnotherVolumeUnderItsUUID(t *testing.T) {
+	s := newSite(t, 2)
+	s.initServer("srv")
+	s.startServer("srv")
+	s.enroll("srv")
+	s.exchangeDisk()
+	before := s.counter("PassiveOpens")
+	m := s.boot("testvm.once", "testvm.nolink")
+	s.mustStayLocked(m, 4)
+	// All else was alike, so it was the key that the program minded.
+	const reason = "/dev/vda: luks: not the volume that was enrolled: volume key digest is "
+	if !m.Console.Contains(reason) {
+		t.Errorf("the console does not say %q", reason)
+	}
+	if s.counter("PassiveOpens") != before {
+		t.Error("a server was asked for a volume that was not enrolled")
+	}
 }
 
 // A disabled machine gets nothing. That it boots when it is enabled again

@@ -42,7 +42,7 @@ func FindKernel(ctx context.Context, cache string) (*Kernel, error) {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return nil, fmt.Errorf("testvm: kernel cache: %w", err)
 	}
-	removeOldParts(cache)
+	removeLeftovers(filepath.Join(cache, "part-*"), os.Geteuid(), time.Now().Add(-leftoverAge))
 	part, err := os.MkdirTemp(cache, "part-")
 	if err != nil {
 		return nil, fmt.Errorf("testvm: kernel cache: %w", err)
@@ -56,16 +56,6 @@ func FindKernel(ctx context.Context, cache string) (*Kernel, error) {
 		return nil, fmt.Errorf("testvm: kernel cache: %w", err)
 	}
 	return openKernel(dir)
-}
-
-// removeOldParts removes what killed runs left; a younger one may be in use.
-func removeOldParts(cache string) {
-	parts, _ := filepath.Glob(filepath.Join(cache, "part-*"))
-	for _, part := range parts {
-		if info, err := os.Stat(part); err == nil && time.Since(info.ModTime()) > time.Hour {
-			_ = os.RemoveAll(part)
-		}
-	}
 }
 
 // candidate returns the versioned packages of the first kernel that apt knows,

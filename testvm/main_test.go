@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 )
@@ -42,10 +43,15 @@ func prepareAndRun(m *testing.M) (int, error) {
 	if kernel, err = FindKernel(ctx, cache); err != nil {
 		return 1, err
 	}
+	removeLeftovers(filepath.Join(os.TempDir(), "testvm-*"), os.Geteuid(), time.Now().Add(-leftoverAge))
 	if programs, err = os.MkdirTemp("", "testvm-"); err != nil {
 		return 1, err
 	}
 	defer func() { _ = os.RemoveAll(programs) }()
+	// The tests' own folders go there too, so that a killed run leaves only this.
+	if err := os.Setenv("TMPDIR", programs); err != nil {
+		return 1, err
+	}
 	for _, pkg := range []string{"cmd/mandos-escrow", "cmd/mandos-escrow-unlock", "testvm/init", "testvm/rootinit"} {
 		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", programs, "mandos-escrow/"+pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH=amd64")

@@ -18,16 +18,14 @@ import (
 	"time"
 )
 
-// bootLimit is far above the few seconds that a boot takes on a quiet host:
-// a software CPU on a busy one is slower by an order of magnitude.
-const bootLimit = 5 * time.Minute
-
 // site is a network with servers, and one machine with an encrypted root.
 type site struct {
 	t      *testing.T
 	dir    string
 	lan    *LAN
-	marker string // stands on the encrypted root, and nowhere else
+	root   Root
+	uuid   string
+	secret secrets // what no console may show
 	boots  int
 }
 
@@ -43,21 +41,31 @@ func newSite(t *testing.T, luks int) *site {
 			t.Error(err)
 		}
 	})
-	s := &site{t: t, dir: t.TempDir(), lan: lan, marker: rand.Text()}
 	passphrase := rand.Text()
-	s.write("user.pass", passphrase)
-	s.write("master.pass", rand.Text())
-	root := Root{
+	s := &site{t: t, dir: t.TempDir(), lan: lan, secret: secrets{}, root: Root{
 		LUKS:       luks,
 		Init:       filepath.Join(programs, "rootinit"),
-		Marker:     s.marker,
+		Marker:     rand.Text(), // stands on the encrypted root, and nowhere else
 		Passphrase: []byte(passphrase),
-	}
-	if err := root.Write(t.Context(), s.path("disk.img")); err != nil {
+	}}
+	s.write("user.pass", passphrase)
+	s.write("master.pass", rand.Text())
+	if err := s.root.Write(t.Context(), s.path("disk.img")); err != nil {
 		t.Fatal(err)
 	}
+	s.uuid = s.cryptsetup(nil, "luksUUID", "disk.img")
 	s.mustNotHoldMarker("disk.img")
 	return s
+}
+
+// cryptsetup runs cryptsetup, which has to succeed, and returns what it printed.
+func (s *site) cryptsetup(stdin []byte, args ...string) string {
+	s.t.Helper()
+	out, err := run(s.t.Context(), s.dir, stdin, append([]string{"cryptsetup", "-q"}, args...)...)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return strings.TrimSpace(string(out))
 }
 
 func (s *site) path(name string) string { return filepath.Join(s.dir, name) }
@@ -69,16 +77,13 @@ func (s *site) write(name, text string) {
 	}
 }
 
-// mustNotHoldMarker shows that printing the marker takes more than this file.
-func (s *site) mustNotHoldMarker(name string) {
+func (s *site) read(name string) []byte {
 	s.t.Helper()
 	data, err := os.ReadFile(s.path(name))
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if bytes.Contains(data, []byte(s.marker)) {
-		s.t.Fatalf("%s holds the marker in clear", name)
-	}
+	return data
 }
 
 // command is mandos-escrow with these arguments, where the servers are.
@@ -146,7 +151,8 @@ func (s *site) startServer(state string) (stop func()) {
 	return stop
 }
 
-// enroll enrolls the machine at a running server and packs its initramfs.
+// enroll enrolls the machine at a running server, as an installer does from
+// outside of the new system, and packs its initramfs.
 func (s *site) enroll(state string) {
 	s.t.Helper()
 	s.write("token", s.must("token", "create", "--state", state, "--uses", "1", "--ttl", "1h"))
@@ -154,6 +160,11 @@ func (s *site) enroll(state string) {
 		s.t.Fatal(err)
 	}
 	s.must("enroll", "--token-file", "token", "--device", "disk.img", "--passphrase-file", "user.pass", "--root", "root")
+	// The guest has no such file: there the volume has to be found by its UUID.
+	if want := "\nvolume-path: " + s.path("disk.img") + "\n"; !bytes.Contains(s.read("root/etc/mandos-escrow/unlock.conf"), []byte(want)) {
+		s.t.Fatalf("unlock.conf has no line %q", want)
+	}
+	s.learnSecrets()
 	initramfs := Initramfs{
 		Kernel: kernel,
 		Init:   filepath.Join(programs, "init"),
@@ -164,6 +175,39 @@ func (s *site) enroll(state string) {
 		s.t.Fatal(err)
 	}
 	s.mustNotHoldMarker("initrd")
+}
+
+// learnSecrets collects what a console may not show. The boot passphrase is
+// fetched as the machine will, and has to open the volume.
+func (s *site) learnSecrets() {
+	s.t.Helper()
+	unlock := s.lan.ServerCommand(s.t.Context(), filepath.Join(programs, "mandos-escrow-unlock"),
+		"--config", s.path("root/etc/mandos-escrow"), "--print", "--once")
+	passphrase, err := unlock.Output()
+	if err != nil {
+		s.t.Fatalf("fetch the boot passphrase: %v", err)
+	}
+	s.cryptsetup(passphrase, "open", "--test-passphrase", "--key-file", "-", "disk.img")
+	s.cryptsetup(passphrase, "luksDump", "--dump-volume-key", "--volume-key-file", "volume.key", "--key-file", "-", "disk.img")
+	s.secret["boot passphrase"] = passphrase
+	for _, name := range []string{"volume.key", "user.pass", "master.pass"} {
+		s.secret[name] = s.read(name)
+	}
+	for _, name := range []string{"tls-privkey.pem", "seckey.txt"} {
+		s.secret.addLines(name, s.read("root/etc/mandos-escrow/"+name))
+	}
+}
+
+// exchangeDisk puts another volume with the same UUID in the place of the disk.
+func (s *site) exchangeDisk() {
+	s.t.Helper()
+	if err := os.Remove(s.path("disk.img")); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := s.root.Write(s.t.Context(), s.path("disk.img")); err != nil {
+		s.t.Fatal(err)
+	}
+	s.cryptsetup(nil, "luksUUID", "--uuid", s.uuid, "disk.img")
 }
 
 // boot starts the machine. Its console is shown when the test fails, and kept
@@ -206,50 +250,4 @@ func (s *site) keep(dir, name, text string) {
 	if err != nil {
 		s.t.Error(err)
 	}
-}
-
-// mustReachRoot waits until the encrypted root's own init has run.
-func (s *site) mustReachRoot(m *Machine) {
-	s.t.Helper()
-	s.mustEndWith(m, "testvm: marker "+s.marker+"\n")
-}
-
-// mustStayLocked waits until the boot program has given up with this exit
-// code, and the machine with it.
-func (s *site) mustStayLocked(m *Machine, exit int) {
-	s.t.Helper()
-	s.mustEndWith(m, fmt.Sprintf("testvm: unlock exit %d\n", exit))
-	s.mustBeLocked(m)
-}
-
-func (s *site) mustBeLocked(m *Machine) {
-	s.t.Helper()
-	for _, sign := range []string{"testvm: volume opened", "testvm: marker", s.marker} {
-		if m.Console.Contains(sign) {
-			s.t.Fatalf("a machine that has to stay locked says %q", sign)
-		}
-	}
-}
-
-func (s *site) mustEndWith(m *Machine, text string) {
-	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), bootLimit)
-	defer cancel()
-	if err := m.WaitFor(ctx, text); err != nil {
-		s.t.Fatal(err)
-	}
-	if err := m.Wait(ctx); err != nil {
-		s.t.Fatal(err)
-	}
-	s.t.Logf("%q, and power off after %.1f s", strings.TrimSpace(text), time.Since(m.Started).Seconds())
-}
-
-// counter reads a TCP counter of the servers' side.
-func (s *site) counter(name string) int {
-	s.t.Helper()
-	n, err := s.lan.Counter(s.t.Context(), name)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return n
 }

@@ -6,8 +6,9 @@
 // that begin with "testvm: ", and powers the machine off when it cannot go on.
 // It imports luks/dmcrypt, and no other package of this module.
 //
-// Kernel command line: testvm.addr=ADDRESS/BITS for eth0, and testvm.once to
-// run the boot program with --once.
+// Kernel command line: testvm.addr=ADDRESS/BITS for eth0; testvm.once to run
+// the boot program with --once; testvm.nolink to leave out the link by UUID that
+// udev would make, so that the boot program has to look at all block devices.
 package main
 
 import (
@@ -47,8 +48,10 @@ func boot() error {
 	if err := loadModules("/modules"); err != nil {
 		return err
 	}
-	if err := linkByUUID(disk); err != nil {
-		return err
+	if _, ok := options["testvm.nolink"]; !ok {
+		if err := linkByUUID(disk); err != nil {
+			return err
+		}
 	}
 	if err := setAddress("eth0", options["testvm.addr"]); err != nil {
 		return err
@@ -57,7 +60,8 @@ func boot() error {
 	passphrase, err := askServer(once)
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
-		fmt.Printf("testvm: unlock exit %d\n", exit.ExitCode())
+		fmt.Printf("testvm: unlock exit %d, %d bytes printed\n", exit.ExitCode(), len(passphrase))
+		clear(passphrase)
 		return nil
 	}
 	if err != nil {
