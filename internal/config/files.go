@@ -2,7 +2,8 @@
 // that nobody else may read, an administrator's home, a server's settings.
 //
 // It decides nothing and talks to nobody. It imports only the leaves record,
-// seal, secret and identity, and escrow for the pinned policy.
+// seal, secret and identity, and of the rooms what it keeps the records of:
+// escrow, recovery and unlock.
 package config
 
 import (
@@ -103,11 +104,11 @@ func (o *Output) Commit() error {
 	if err == nil {
 		err = unix.Renameat2(unix.AT_FDCWD, o.file.Name(), unix.AT_FDCWD, o.path, unix.RENAME_NOREPLACE)
 	}
-	switch {
-	case errors.Is(err, unix.EEXIST):
-		err = ErrExists
-	case errors.Is(err, unix.EINVAL): // a file system without NOREPLACE: link(2) refuses an existing name too
+	if errors.Is(err, unix.EINVAL) { // a file system without NOREPLACE: link(2) refuses an existing name too
 		err = os.Link(o.file.Name(), o.path)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		err = ErrExists
 	}
 	if err != nil {
 		o.Discard()

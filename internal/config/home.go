@@ -9,10 +9,14 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"mandos-escrow/escrow"
 	"mandos-escrow/internal/identity"
 	"mandos-escrow/internal/record"
+	"mandos-escrow/recovery"
 	"mandos-escrow/unlock"
 )
 
@@ -58,7 +62,11 @@ func (h Home) Key() (*identity.Key, error) {
 // Join keeps a membership. A server that is pinned already keeps its pin.
 func (h Home) Join(m Membership) error {
 	path := h.serverFile(m.Server.KeyID)
-	if old, err := readMembership(path); err == nil && old.Policy.Digest() != m.Policy.Digest() {
+	switch old, err := readMembership(path); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return fmt.Errorf("%s: %w", path, err)
+	case old.Policy.Digest() != m.Policy.Digest():
 		return fmt.Errorf("%w: %s is pinned with another policy in %s", ErrHome, m.Server.Name, path)
 	}
 	w := record.New("mandos-escrow-membership", 1).
@@ -139,11 +147,52 @@ func (h Home) Request(id string) (signed, oneOff []byte, err error) {
 // ForgetRequest deletes a request's one-off key and the request.
 func (h Home) ForgetRequest(id string) error {
 	path := h.requestFile(id, "key")
-	if info, err := os.Stat(path); err == nil {
-		// Best effort: on most disks the old blocks stay until they are used again.
-		_ = os.WriteFile(path, make([]byte, info.Size()), 0o600)
-	}
+	overwrite(path)
 	return errors.Join(Remove(path), Remove(h.requestFile(id, "release")), Remove(h.requestFile(id, "request")))
+}
+
+// overwrite puts zeros in the place of a file's bytes. Best effort: many file
+// systems and disks keep the old ones somewhere until they are used again.
+func overwrite(path string) {
+	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW, 0) // not truncated, which would give its blocks away
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err == nil {
+		_, _ = f.Write(make([]byte, info.Size()))
+		_ = f.Sync()
+	}
+}
+
+// ForgetOver deletes the requests of this home that can bring nothing any more:
+// their time is over, and no release of theirs waits to be delivered.
+func (h Home) ForgetOver(now time.Time) error {
+	paths, err := filepath.Glob(filepath.Join(h.Dir, requestsFolder, "*.request"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, path := range paths {
+		id := strings.TrimSuffix(filepath.Base(path), ".request")
+		signed, err := os.ReadFile(path)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if request, err := recovery.ParseRequest(signed); err == nil && !now.Before(request.Expires) {
+			errs = append(errs, h.ForgetUncollected(id))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ForgetUncollected is ForgetRequest, unless a release waits to be delivered.
+func (h Home) ForgetUncollected(id string) error {
+	if _, err := os.Lstat(h.requestFile(id, "release")); err == nil {
+		return nil
+	}
+	return h.ForgetRequest(id)
 }
 
 func (h Home) requestFile(id, kind string) string {

@@ -59,6 +59,10 @@ func MakeIdentity(dir, name string, now time.Time) (*Identity, error) {
 	if id, err := LoadIdentity(dir); !errors.Is(err, fs.ErrNotExist) {
 		return id, err
 	}
+	if _, err := LoadKey(dir); !errors.Is(err, fs.ErrNotExist) {
+		// Another OpenPGP key would not open what was sealed to the one that is gone.
+		return nil, errors.Join(fmt.Errorf("identity in %s is not whole: restore its files, or move the folder away to become another machine", dir), err)
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}

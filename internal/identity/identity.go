@@ -6,6 +6,7 @@
 package identity
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -53,7 +54,7 @@ func (p Public) KeyID() KeyID {
 	return KeyID(hex.EncodeToString(sum[:]))
 }
 
-// ParsePublic checks that der is the SubjectPublicKeyInfo of an Ed25519 key.
+// ParsePublic checks that der is the one SubjectPublicKeyInfo of an Ed25519 key.
 func ParsePublic(der []byte) (Public, error) {
 	parsed, err := x509.ParsePKIXPublicKey(der)
 	if err != nil {
@@ -61,6 +62,10 @@ func ParsePublic(der []byte) (Public, error) {
 	}
 	if _, ok := parsed.(ed25519.PublicKey); !ok {
 		return nil, fmt.Errorf("%w: %T is not Ed25519", ErrKey, parsed)
+	}
+	// package x509 takes a bit string that is padded, which would give one key two key IDs
+	if again, err := x509.MarshalPKIXPublicKey(parsed); err != nil || !bytes.Equal(again, der) {
+		return nil, fmt.Errorf("%w: its encoding is not canonical", ErrKey)
 	}
 	return Public(der), nil
 }
