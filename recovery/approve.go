@@ -16,6 +16,9 @@ const (
 	maxApproval  = 4 << 10
 	resealedKind = "mandos-escrow-resealed-share"
 	maxResealed  = 32 << 10
+
+	// MaxShare bounds a re-sealed share, in bytes.
+	MaxShare = 64 << 10
 )
 
 // Approval is one approver's signed word that a share may go to the key of one
@@ -61,6 +64,8 @@ func ParseApproval(data []byte, request [32]byte, share []byte) (*Approval, erro
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", ErrApproval, err)
+	case len(share) > MaxShare:
+		return nil, fmt.Errorf("%w: the share beside it is longer than %d bytes", ErrApproval, MaxShare)
 	case signer.KeyID() != a.ApproverID:
 		return nil, fmt.Errorf("%w: signed by %s, approver is %s", ErrApproval, signer.KeyID().Short(), a.ApproverID.Short())
 	case a.RequestDigest != request:
@@ -103,5 +108,9 @@ func OpenResealed(message []byte, oneOff *seal.PrivateKey, digest [32]byte) (*es
 	if of != digest {
 		return nil, fmt.Errorf("%w: it was re-sealed for another request", ErrShare)
 	}
-	return escrow.ParseShare(in.Rest())
+	share, err := escrow.ParseShare(in.Rest())
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrShare, err)
+	}
+	return share, nil
 }
