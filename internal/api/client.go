@@ -1,7 +1,6 @@
 package api
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,7 +12,10 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"sync"
 	"time"
+	"unicode"
 
 	"mandos-escrow/internal/identity"
 	"mandos-escrow/unlock"
@@ -22,6 +24,9 @@ import (
 // ErrUnreachable: no server answered; nothing was changed, or it is not known
 // whether it was.
 var ErrUnreachable = errors.New("server unreachable")
+
+// ErrReply: a server answered what no server of ours does.
+var ErrReply = errors.New("the reply is not understood")
 
 // Client talks to one server: over TLS with pinned keys, or over the control
 // socket, or to a handler in this process.
@@ -35,7 +40,11 @@ type Client struct {
 const (
 	dialTimeout  = 10 * time.Second
 	replyTimeout = 2 * time.Minute
+	maxReply     = 64 << 20
 )
+
+// noRedirect: a server that sends a caller elsewhere is not one of ours.
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // Dial makes a client for a server as somebody who holds key. Addresses are
 // tried in order. No connection is made before the first call. A nil witness
@@ -61,7 +70,7 @@ func Dial(server unlock.Server, key *identity.Key, witness *Witness) (*Client, e
 		},
 		IdleConnTimeout: 10 * time.Second,
 	}
-	return &Client{server.Name, "https", &http.Client{Transport: transport, Timeout: replyTimeout}, witness}, nil
+	return &Client{server.Name, "https", &http.Client{Transport: transport, CheckRedirect: noRedirect, Timeout: replyTimeout}, witness}, nil
 }
 
 // DialControl makes a client for the control socket of a state folder.
@@ -101,29 +110,36 @@ func (c *Client) Call(ctx context.Context, method, path string, in, out any) err
 		return err
 	}
 	defer reply.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(reply.Body, 64<<20))
+	body, err := io.ReadAll(io.LimitReader(reply.Body, maxReply+1))
 	defer clear(body)
-	if err != nil {
+	switch {
+	case err != nil:
 		return fmt.Errorf("%s %s at %s: %w: %w", method, path, c.Name, ErrUnreachable, err)
+	case len(body) > maxReply:
+		return fmt.Errorf("%s %s at %s: %w: longer than %d bytes", method, path, c.Name, ErrReply, maxReply)
 	}
 	if out == nil {
 		return nil
 	}
 	if err := json.Unmarshal(body, out); err != nil {
-		return fmt.Errorf("%s %s at %s: reply is not understood: %w", method, path, c.Name, err)
+		return fmt.Errorf("%s %s at %s: %w: %w", method, path, c.Name, ErrReply, err)
 	}
 	return nil
 }
 
-// Stream copies the reply to w.
+// Stream copies the reply to w, as far as the size that stands before it.
 func (c *Client) Stream(ctx context.Context, path string, w io.Writer) error {
 	reply, err := c.send(ctx, http.MethodGet, path, nil)
 	if err != nil {
 		return err
 	}
 	defer reply.Body.Close()
-	n, err := io.Copy(w, reply.Body)
-	if err == nil && reply.Header.Get("Mandos-Escrow-Size") != strconv.FormatInt(n, 10) {
+	size, err := strconv.ParseInt(reply.Header.Get(HeaderSize), 10, 64)
+	if err != nil || size < 0 || c.scheme == "https" && size > maxReply { // a backup is fetched on the spot only
+		return fmt.Errorf("GET %s at %s: %w: its size is %q", path, c.Name, ErrReply, reply.Header.Get(HeaderSize))
+	}
+	n, err := io.Copy(w, io.LimitReader(reply.Body, size))
+	if err == nil && n != size {
 		err = io.ErrUnexpectedEOF
 	}
 	if err != nil {
@@ -133,22 +149,22 @@ func (c *Client) Stream(ctx context.Context, path string, w io.Writer) error {
 }
 
 func (c *Client) send(ctx context.Context, method, path string, in any) (*http.Response, error) {
-	var body io.Reader = http.NoBody
+	request, err := http.NewRequestWithContext(ctx, method, c.scheme+"://server"+path, http.NoBody)
+	if err != nil {
+		return nil, err
+	}
 	if in != nil {
 		text, err := json.Marshal(in)
 		if err != nil {
 			return nil, fmt.Errorf("%s %s: %w", method, path, err)
 		}
-		defer clear(text)
-		body = bytes.NewReader(text)
-	}
-	request, err := http.NewRequestWithContext(ctx, method, c.scheme+"://server"+path, body)
-	if err != nil {
-		return nil, err
+		request.Body, request.ContentLength = &body{text: text}, int64(len(text))
 	}
 	var shown []byte
 	if c.witness != nil {
-		shown = c.witness.show(request.Header)
+		if shown, err = c.witness.show(request.Header); err != nil {
+			return nil, errors.Join(err, request.Body.Close())
+		}
 	}
 	reply, err := c.http.Do(request)
 	if err != nil {
@@ -174,11 +190,61 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 	return reply, nil
 }
 
+// body is a request's text, which may hold secrets: it is cleared when it is
+// closed, which a transport may do after the reply has begun.
+type body struct {
+	mu   sync.Mutex
+	text []byte
+	next int
+}
+
+// Read copies what follows.
+func (b *body) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.next == len(b.text) {
+		return 0, io.EOF
+	}
+	n := copy(p, b.text[b.next:])
+	b.next += n
+	return n, nil
+}
+
+// Close clears the text.
+func (b *body) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	clear(b.text)
+	b.next = len(b.text)
+	return nil
+}
+
 func refusal(reply *http.Response) error {
 	body, _ := io.ReadAll(io.LimitReader(reply.Body, 64<<10))
 	e := &Error{}
 	if err := json.Unmarshal(body, e); err != nil || e.Code == "" {
-		return Errorf(CodeInternal, "the server answered %s", reply.Status)
+		return Errorf(CodeInternal, "the server answered with status %d", reply.StatusCode)
 	}
+	e.Message = harmless(e.Message)
 	return e
+}
+
+// harmless escapes what could deceive on a terminal. Lines after the first are
+// indented, so that none looks like one of the command's own.
+func harmless(text string) string {
+	var out strings.Builder
+	for i, line := range strings.Split(text, "\n") {
+		if i > 0 {
+			out.WriteString("\n  ")
+			line = strings.TrimLeft(line, " ")
+		}
+		for _, r := range line {
+			if unicode.IsPrint(r) {
+				out.WriteRune(r)
+			} else {
+				out.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+			}
+		}
+	}
+	return out.String()
 }

@@ -14,6 +14,7 @@ func (t inProcess) RoundTrip(request *http.Request) (*http.Response, error) {
 	reader, writer := io.Pipe()
 	w := &pipeWriter{header: http.Header{}, pipe: writer, started: make(chan struct{})}
 	go func() {
+		defer request.Body.Close()
 		t.handler.ServeHTTP(w, request)
 		w.WriteHeader(http.StatusOK)
 		writer.Close()

@@ -63,8 +63,8 @@ func ParseRegistration(data []byte, running identity.KeyID) (*Registration, erro
 		return nil, fmt.Errorf("%w: it names another running identity", ErrRegistration)
 	case r.Boot.KeyID() == running:
 		return nil, fmt.Errorf("%w: boot and running identity are the same key", ErrRegistration)
-	case len(r.Name) > MaxText:
-		return nil, fmt.Errorf("%w: name is longer than %d bytes", ErrRegistration, MaxText)
+	case len(r.Name) > MaxName:
+		return nil, fmt.Errorf("%w: name is longer than %d bytes", ErrRegistration, MaxName)
 	}
 	return r, nil
 }

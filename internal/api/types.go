@@ -19,8 +19,8 @@ const Protocol = "http/1.1"
 
 // Limits of a request.
 const (
-	MaxBody = 2 << 20
-	MaxText = 500 // a reason, a note, a name
+	MaxBody = 2 << 20 // of a request
+	MaxName = 100     // of a machine, an administrator, a group
 )
 
 // Status is what a server says of itself.
@@ -79,6 +79,8 @@ type MachineVolume struct {
 	Digest   string `json:"digest"`
 	Pending  string `json:"pending"` // a packet that was uploaded and not committed
 	Boot     bool   `json:"boot"`    // an active sealed blob is there
+	// Revealed: the recovery passphrase of that packet was released to somebody.
+	Revealed bool `json:"revealed,omitempty"`
 }
 
 // Upload is a packet and, unless the volume is for escrow alone, the blob.

@@ -14,10 +14,11 @@ import (
 	"mandos-escrow/store"
 )
 
-// Names of the headers that carry signed heads.
+// Names of the headers of our own.
 const (
-	HeaderHead = "Mandos-Escrow-Head" // in replies
-	HeaderSeen = "Mandos-Escrow-Seen" // in requests
+	HeaderHead = "Mandos-Escrow-Head" // in replies: the signed head
+	HeaderSeen = "Mandos-Escrow-Seen" // in requests: the newest that was seen
+	HeaderSize = "Mandos-Escrow-Size" // in replies that are files: bytes that follow
 )
 
 // ErrSetBack: the server shows an older state than it has shown before.
@@ -61,22 +62,35 @@ func (w *Witness) Kept() (store.Head, error) {
 	return store.ParseHead(signed)
 }
 
-// show adds the newest head to a call, and returns it.
-func (w *Witness) show(h http.Header) []byte {
+// show adds the newest head to a call, and returns it. A damaged file is found
+// before anything is sent.
+func (w *Witness) show(h http.Header) ([]byte, error) {
 	signed, err := os.ReadFile(w.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err == nil {
+		_, err = store.ParseHead(signed)
+	}
 	if err != nil {
-		return nil
+		return nil, fmt.Errorf("audit head that was seen last, %s: %w", w.path, err)
 	}
 	h.Set(HeaderSeen, base64.StdEncoding.EncodeToString(signed))
-	return signed
+	return signed, nil
 }
 
 // see checks the head of a reply against the one that was shown with the call,
 // and keeps the newest. It does not compare with what another call has kept
-// meanwhile: replies may overtake each other. A stranger's reply has no head.
+// meanwhile: replies may overtake each other. A refusal may lack a head, being
+// one of a stranger; what was served once a head is known may not.
 func (w *Witness) see(reply *http.Response, shown []byte) error {
 	text := reply.Header.Get(HeaderHead)
-	if text == "" || reply.TLS == nil {
+	switch {
+	case reply.TLS == nil:
+		return nil
+	case text == "" && shown != nil && reply.StatusCode == http.StatusOK:
+		return fmt.Errorf("%w (it shows none at all)", ErrSetBack)
+	case text == "":
 		return nil
 	}
 	key, err := identity.PeerKey(*reply.TLS)
