@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
 
 	"mandos-escrow/internal/config"
+	"mandos-escrow/internal/identity"
 	"mandos-escrow/internal/seal"
 	"mandos-escrow/internal/secret"
 	"mandos-escrow/store"
@@ -33,8 +35,11 @@ var backupFiles = []string{
 // restored is why a restored server serves nothing at first.
 const restored = "it was restored from a backup"
 
-// maxBackupFile bounds one file of a backup: 64 GiB.
-const maxBackupFile = 64 << 30
+// Limits of the files of a backup: the store, and each other.
+const (
+	maxBackupFile = 64 << 30
+	maxBackupText = 64 << 10
+)
 
 // WriteBackup writes a state folder as a tar archive under a passphrase. The
 // store comes from a snapshot of it.
@@ -78,71 +83,91 @@ func addFile(archive *tar.Writer, dir, name string, snapshot *os.File, now time.
 	return err
 }
 
-// extract writes a backup's files to an empty folder. They are what was sealed
-// only if it returns nil.
-func extract(r io.Reader, dir string, passphrase []byte) error {
+// unpack writes the store of a backup to a folder; all else, which is small and
+// mostly keys, it returns. They are what was sealed only if the error is nil.
+func unpack(r io.Reader, dir string, passphrase []byte) (files map[string][]byte, err error) {
 	plain, err := seal.PassphraseReader(r, passphrase)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrBackup, err)
+		return nil, fmt.Errorf("%w: %w", ErrBackup, err)
 	}
 	archive := tar.NewReader(plain)
-	if err := os.Mkdir(filepath.Join(dir, keysFolder), 0o700); err != nil {
-		return err
-	}
+	files = map[string][]byte{}
 	for _, name := range backupFiles {
 		header, err := archive.Next()
 		if err != nil {
-			return fmt.Errorf("%w: %w", ErrBackup, err)
+			return files, fmt.Errorf("%w: %w", ErrBackup, err)
 		}
-		if header.Name != name || header.Typeflag != tar.TypeReg || header.Size > maxBackupFile {
-			return fmt.Errorf("%w: %q where %s belongs", ErrBackup, header.Name, name)
+		limit := int64(maxBackupText)
+		if name == storeFile {
+			limit = maxBackupFile
 		}
-		if err := extractFile(archive, filepath.Join(dir, name)); err != nil {
-			return err
+		if header.Name != name || header.Typeflag != tar.TypeReg || header.Size > limit {
+			return files, fmt.Errorf("%w: %q where %s belongs", ErrBackup, header.Name, name)
+		}
+		if name == storeFile {
+			err = unpackStore(archive, filepath.Join(dir, name))
+		} else if files[name], err = io.ReadAll(archive); err != nil {
+			err = fmt.Errorf("%w: %w", ErrBackup, err)
+		}
+		if err != nil {
+			return files, err
 		}
 	}
 	if _, err := archive.Next(); err != io.EOF {
-		return fmt.Errorf("%w: it goes on after its last file", ErrBackup)
+		return files, fmt.Errorf("%w: it goes on after its last file", ErrBackup)
 	}
 	if _, err := io.Copy(io.Discard, plain); err != nil { // the end authenticates all of it
-		return fmt.Errorf("%w: %w", ErrBackup, err)
+		return files, fmt.Errorf("%w: %w", ErrBackup, err)
 	}
-	return nil
+	return files, nil
 }
 
-func extractFile(r io.Reader, path string) error {
+func unpackStore(r io.Reader, path string) error {
 	out, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
 	defer out.Close()
-	if _, err := io.Copy(out, r); err != nil {
+	_, err = io.Copy(out, r)
+	var ours *fs.PathError
+	switch {
+	case errors.As(err, &ours): // a full disk says nothing about the backup
+		return err
+	case err != nil:
 		return fmt.Errorf("%w: %w", ErrBackup, err)
 	}
 	return out.Sync()
 }
 
-// VerifyBackup proves that a backup would restore.
+func wipeFiles(files map[string][]byte) {
+	for _, data := range files {
+		secret.Wipe(data)
+	}
+}
+
+// VerifyBackup proves that a backup would restore. Its keys come to no disk.
 func VerifyBackup(r io.Reader, passphrase []byte) (store.Head, error) {
 	dir, err := os.MkdirTemp("", "mandos-escrow-verify-*") // mode 0700
 	if err != nil {
 		return store.Head{}, err
 	}
 	defer os.RemoveAll(dir)
-	return extractChecked(r, dir, passphrase)
+	files, err := unpack(r, dir, passphrase)
+	defer wipeFiles(files)
+	if err != nil {
+		return store.Head{}, err
+	}
+	return checkUnpacked(files, dir)
 }
 
-func extractChecked(r io.Reader, dir string, passphrase []byte) (store.Head, error) {
-	if err := extract(r, dir, passphrase); err != nil {
+func checkUnpacked(files map[string][]byte, dir string) (store.Head, error) {
+	if _, err := parseSettings(files[settingsFile]); err != nil {
 		return store.Head{}, err
 	}
-	if _, err := readSettings(dir); err != nil {
+	if _, err := identity.ParsePrivatePEM(files[filepath.Join(keysFolder, unlock.TLSPrivateKeyFile)]); err != nil {
 		return store.Head{}, err
 	}
-	if _, err := config.LoadKey(filepath.Join(dir, keysFolder)); err != nil {
-		return store.Head{}, err
-	}
-	key, err := loadStoreKey(dir)
+	key, err := parseStoreKey(files[storeKeyFile])
 	if err != nil {
 		return store.Head{}, err
 	}
@@ -169,8 +194,21 @@ func RestoreBackup(r io.Reader, dir string, passphrase []byte, now time.Time) er
 		return err
 	}
 	defer os.RemoveAll(draft)
-	if _, err := extractChecked(r, draft, passphrase); err != nil {
+	files, err := unpack(r, draft, passphrase)
+	defer wipeFiles(files)
+	if err != nil {
 		return err
+	}
+	if _, err := checkUnpacked(files, draft); err != nil {
+		return err
+	}
+	if err := os.Mkdir(filepath.Join(draft, keysFolder), 0o700); err != nil {
+		return err
+	}
+	for name, data := range files {
+		if err := config.Replace(filepath.Join(draft, name), data); err != nil {
+			return err
+		}
 	}
 	if err := markRestored(draft, now); err != nil {
 		return err

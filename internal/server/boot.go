@@ -18,6 +18,7 @@ type source struct{ *Server }
 // Lookup finds the machine of a boot identity.
 func (s source) Lookup(id identity.KeyID) (m unlock.Machine, err error) {
 	if why := s.unconfirmed(); why != "" {
+		s.log.Warn("no boot is served until `server confirm`", "machine", id.Short(), "why", why)
 		return m, fmt.Errorf("server is not confirmed: %s", why)
 	}
 	err = s.store.View(func(tx *store.Tx) error {
@@ -95,7 +96,7 @@ const refusalPause = 10 * time.Minute
 // has passed final.
 func (s source) Refused(id identity.KeyID, reason string) {
 	s.log.Warn("boot refused", "machine", id.Short(), "why", reason)
-	if reason == unlock.ReasonUnknown || !s.refusals.due(id, reason, s.now()) && reason != unlock.ReasonTimedOut {
+	if reason == unlock.ReasonUnknown || !s.isMachine(id) || !s.refusals.due(id, reason, s.now()) && reason != unlock.ReasonTimedOut {
 		return
 	}
 	err := s.store.Update(func(tx *store.Tx) error {
@@ -118,27 +119,36 @@ func (s source) Refused(id identity.KeyID, reason string) {
 	}
 }
 
-// refusals remembers what was written of each machine last. It holds known
-// machines only, so it grows no larger than their number.
+// isMachine is for what strangers can cause too, so it writes nothing.
+func (s source) isMachine(id identity.KeyID) bool {
+	return s.store.View(func(tx *store.Tx) error {
+		_, err := tx.Machine(id)
+		return err
+	}) == nil
+}
+
+// refusals remembers when each refusal of a machine was last written. It holds
+// known machines and constant reasons only, so it stays as small as they are.
 type refusals struct {
 	mu   sync.Mutex
-	last map[identity.KeyID]refusal
+	last map[refusal]time.Time
 }
 
 type refusal struct {
+	id     identity.KeyID
 	reason string
-	at     time.Time
 }
 
 func (r *refusals) due(id identity.KeyID, reason string, now time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if l, ok := r.last[id]; ok && l.reason == reason && now.Sub(l.at) < refusalPause && !now.Before(l.at) {
+	this := refusal{id, reason}
+	if at, ok := r.last[this]; ok && now.Sub(at) < refusalPause && !now.Before(at) {
 		return false
 	}
 	if r.last == nil {
-		r.last = map[identity.KeyID]refusal{}
+		r.last = map[refusal]time.Time{}
 	}
-	r.last[id] = refusal{reason, now}
+	r.last[this] = now
 	return true
 }

@@ -7,12 +7,10 @@ import (
 
 	"mandos-escrow/escrow"
 	"mandos-escrow/internal/api"
+	"mandos-escrow/internal/identity"
 	"mandos-escrow/store"
 	"mandos-escrow/unlock"
 )
-
-// maxBlob bounds a sealed blob.
-const maxBlob = 16 << 10
 
 // notEnrolled is why a machine that registered gets nothing yet.
 const notEnrolled = "not enrolled yet"
@@ -55,10 +53,15 @@ func (s *Server) enroll(c call) (any, error) {
 }
 
 func (s *Server) register(tx *store.Tx, c call, reg *api.Registration, token store.Token) error {
+	if err := checkName("the machine's name", reg.Name); err != nil {
+		return err
+	}
 	known, err := tx.Machine(reg.Boot.KeyID())
 	switch {
 	case err == nil && known.RunningKeyID != c.key.KeyID():
 		return api.Errorf(api.CodeRefused, "refused: this boot identity belongs to a machine with another running identity")
+	case err == nil && known.MachineIDHash != reg.MachineIDHash:
+		return api.Errorf(api.CodeRefused, "refused: this identity enrolled with another machine-id; on a copy of a machine, remove /etc/mandos-escrow and /var/lib/mandos-escrow-agent, then enroll it as one of its own")
 	case err == nil:
 		return c.record(tx, store.Event{Action: "machine.enroll", Machine: string(known.KeyID), Detail: "again"})
 	case !errors.Is(err, store.ErrNotFound):
@@ -83,28 +86,39 @@ func (s *Server) register(tx *store.Tx, c call, reg *api.Registration, token sto
 func (s *Server) self(c call) (any, error) {
 	out := []api.MachineVolume{}
 	return &out, s.store.View(func(tx *store.Tx) error {
-		volumes := map[string]*api.MachineVolume{}
-		for e, err := range tx.EntriesOf(c.machine.KeyID) {
-			if err != nil {
-				return err
+		entries, err := oldestFirst(tx, c.machine.KeyID)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			i := slices.IndexFunc(out, func(v api.MachineVolume) bool { return v.UUID == e.Volume.UUID })
+			if i < 0 {
+				i = len(out)
+				out = append(out, api.MachineVolume{UUID: e.Volume.UUID, Boot: slices.Contains(c.machine.Volumes, e.Volume.UUID)})
 			}
-			v := volumes[e.Volume.UUID]
-			if v == nil {
-				v = &api.MachineVolume{UUID: e.Volume.UUID, Boot: slices.Contains(c.machine.Volumes, e.Volume.UUID)}
-				volumes[e.Volume.UUID] = v
-			}
-			switch e.State {
+			switch v := &out[i]; e.State {
 			case escrow.Verified:
 				v.PacketID, v.Digest = e.ID, e.Digest
+				_, v.Revealed = e.RevealedAt[escrow.ForPassphrase]
 			case escrow.Pending:
 				v.Pending = e.ID
 			}
 		}
-		for _, v := range volumes {
-			out = append(out, *v)
-		}
 		return nil
 	})
+}
+
+// oldestFirst returns what is held of a machine's packets, as they came.
+func oldestFirst(tx *store.Tx, id identity.KeyID) ([]escrow.Entry, error) {
+	var all []escrow.Entry
+	for e, err := range tx.EntriesOf(id) {
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, e)
+	}
+	slices.SortFunc(all, func(a, b escrow.Entry) int { return a.Stored.Compare(b.Stored) })
+	return all, nil
 }
 
 // upload keeps a packet and a blob until commit makes them count.
@@ -117,8 +131,8 @@ func (s *Server) upload(c call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(in.Blob) > maxBlob {
-		return nil, api.Errorf(api.CodeLimit, "the sealed blob is longer than %d bytes", maxBlob)
+	if len(in.Blob) > unlock.MaxBlob { // what the boot protocol could not carry
+		return nil, api.Errorf(api.CodeLimit, "the sealed blob is longer than %d bytes", unlock.MaxBlob)
 	}
 	uuid := c.PathValue("uuid")
 	if err := matches(packet.Header, *c.machine, uuid); err != nil {
@@ -141,6 +155,9 @@ func (s *Server) upload(c call) (any, error) {
 		} else if err := storePacket(tx, entry, in.Packet); err != nil {
 			return err
 		}
+		if err := dropPending(tx, entry); err != nil {
+			return err
+		}
 		if in.Blob != nil {
 			if err := tx.PutPendingBlob(c.machine.KeyID, uuid, in.Blob); err != nil {
 				return err
@@ -159,6 +176,24 @@ func storePacket(tx *store.Tx, entry escrow.Entry, data []byte) error {
 		return err
 	}
 	return tx.PutPacket(entry, data)
+}
+
+// dropPending marks what an interrupted enrolment left. There is one pending
+// blob of a volume, so only the newest packet may be committed: the blob of
+// another, as a copy of the machine may upload it, opens another keyslot.
+func dropPending(tx *store.Tx, newest escrow.Entry) error {
+	for old, err := range tx.EntriesOf(newest.KeyID) {
+		if err != nil {
+			return err
+		}
+		if old.State != escrow.Pending || old.Volume.UUID != newest.Volume.UUID || old.ID == newest.ID {
+			continue
+		}
+		if err := tx.PutEntry(old.MarkObsolete(newest.Stored)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // matches compares what a packet says with whom the connection belongs to.
@@ -193,19 +228,17 @@ func (s *Server) commit(c call) (any, error) {
 		if err != nil {
 			return err
 		}
-		if entry.State == escrow.Pending {
-			if entry, err = entry.Verify(c.now); err != nil {
+		switch boots := slices.Contains(m.Volumes, uuid); {
+		case entry.State == escrow.Pending:
+			if m, err = s.verify(tx, c, m, entry, in.Boot); err != nil {
 				return err
 			}
-			if err := tx.PutEntry(entry); err != nil {
-				return err
-			}
-			if err := s.supersede(tx, c, entry); err != nil {
-				return err
-			}
-			if m, err = activate(tx, m, uuid, in.Boot); err != nil {
-				return err
-			}
+		case entry.State == escrow.Obsolete:
+			return api.Errorf(api.CodeConflict, "packet %s was replaced by a newer one: run `mandos-escrow enroll` again", entry.ID)
+		case boots != in.Boot:
+			return api.Errorf(api.CodeConflict, "the sealed blob that came with packet %s is not here any more", entry.ID)
+		case m.DisabledBecause != notEnrolled:
+			return nil // it was committed before
 		}
 		if m.DisabledBecause == notEnrolled {
 			m = m.Enable(c.now)
@@ -217,16 +250,32 @@ func (s *Server) commit(c call) (any, error) {
 	})
 }
 
+// verify makes a pending packet, and the blob that came with it, those that
+// count.
+func (s *Server) verify(tx *store.Tx, c call, m unlock.Machine, entry escrow.Entry, boot bool) (unlock.Machine, error) {
+	entry, err := entry.Verify(c.now)
+	if err != nil {
+		return m, err
+	}
+	if err := tx.PutEntry(entry); err != nil {
+		return m, err
+	}
+	if err := s.supersede(tx, c, entry); err != nil {
+		return m, err
+	}
+	return activate(tx, m, entry.Volume.UUID, boot)
+}
+
 // activate makes the uploaded blob the one that is released, or takes the
 // blob away from a volume that is escrowed only from now on.
 func activate(tx *store.Tx, m unlock.Machine, uuid string, boot bool) (unlock.Machine, error) {
 	has := slices.Contains(m.Volumes, uuid)
-	if !boot {
-		if has {
-			m.Volumes = slices.DeleteFunc(slices.Clone(m.Volumes), func(v string) bool { return v == uuid })
-			return m, tx.DeleteBlob(m.KeyID, uuid)
-		}
-		return m, nil
+	if !boot { // a blob may be pending although none is active
+		m.Volumes = slices.DeleteFunc(slices.Clone(m.Volumes), func(v string) bool { return v == uuid })
+		return m, tx.DeleteBlob(m.KeyID, uuid)
+	}
+	if !has && len(m.Volumes) >= unlock.MaxBlobs {
+		return m, api.Errorf(api.CodeLimit, "the machine boots from %d volumes, which is the most that one boot can be given; enroll this one with --no-boot", len(m.Volumes))
 	}
 	if !has {
 		m.Volumes = append(slices.Clone(m.Volumes), uuid)

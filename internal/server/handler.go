@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"path"
 	"strconv"
 	"sync"
 	"time"
@@ -47,7 +48,7 @@ type route struct {
 	pattern     string // of net/http.ServeMux
 	access      access
 	refusal     string // the audit action of a refusal; "" where none is kept
-	unconfirmed bool   // answers while the server serves nothing else
+	unconfirmed bool   // answers locally while nothing else is served: what a person needs before confirm
 	handle      func(*Server, call) (any, error)
 }
 
@@ -59,7 +60,7 @@ var routes = []route{
 	{"GET /v1/master", viewer, "", false, (*Server).master},
 	{"POST /v1/master/export", admin, "", false, (*Server).masterExport},
 	{"PUT /v1/master", admin, "", false, (*Server).masterReplace},
-	{"GET /v1/audit", viewer, "", false, (*Server).audit},
+	{"GET /v1/audit", viewer, "", true, (*Server).audit},
 
 	{"POST /v1/login", anyone, "", false, (*Server).login},
 	{"GET /v1/admins", viewer, "", false, (*Server).admins},
@@ -74,10 +75,10 @@ var routes = []route{
 	{"PUT /v1/self/volumes/{uuid}", machines, "", false, (*Server).upload},
 	{"POST /v1/self/volumes/{uuid}/commit", machines, "", false, (*Server).commit},
 
-	{"GET /v1/machines", viewer, "", false, (*Server).machines},
-	{"POST /v1/machines", admin, "machine.change.refused", false, (*Server).change},
-	{"GET /v1/packets", viewer, "", false, (*Server).packets},
-	{"GET /v1/packets/{id}", viewer, "", false, (*Server).packet},
+	{"GET /v1/machines", viewer, "", true, (*Server).machines},
+	{"POST /v1/machines", admin, "machine.change.refused", true, (*Server).change},
+	{"GET /v1/packets", viewer, "", true, (*Server).packets},
+	{"GET /v1/packets/{id}", viewer, "", true, (*Server).packet},
 	{"GET /v1/packets/{id}/file", admin, "packet.export.refused", false, (*Server).packetExport},
 	{"POST /v1/packets/{id}/obsolete", admin, "packet.obsolete.refused", false, (*Server).packetObsolete},
 	{"POST /v1/packets/{id}/hold", admin, "packet.hold.refused", false, (*Server).packetHold},
@@ -93,7 +94,8 @@ var routes = []route{
 }
 
 // errStranger is what everybody gets who is not known: one text for every
-// reason, so that it tells nothing.
+// reason, so that it tells nothing. Only who shows a secret (login, enroll)
+// is told what is wrong with it.
 var errStranger = api.Errorf(api.CodeRefused, "refused")
 
 // Handler serves the API. isLocal is for the control socket and for commands
@@ -114,8 +116,16 @@ func (s *Server) Handler(isLocal bool, actor func(*http.Request) string) http.Ha
 			s.reply(w, c, result, err)
 		})
 	}
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { s.reply(w, call{Request: r}, nil, errStranger) })
-	return mux
+	nowhere := func(w http.ResponseWriter, r *http.Request) { s.reply(w, call{Request: r}, nil, errStranger) }
+	mux.HandleFunc("/", nowhere)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// ServeMux answers these itself, and otherwise than with a refusal.
+		if p := r.URL.EscapedPath(); r.RequestURI == "*" || p != path.Clean(p) {
+			nowhere(w, r)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
 }
 
 // identify finds out whose key the connection has. A stranger is no error yet.
@@ -142,11 +152,11 @@ func (s *Server) identify(c *call) error {
 
 // serve is a straight list of refusals before the work.
 func (s *Server) serve(rt route, c call) (any, error) {
-	if !c.known() && rt.access != anyone {
-		return nil, errStranger
-	}
 	if err := s.checkWitness(c); err != nil {
 		return nil, err
+	}
+	if !c.known() && rt.access != anyone {
+		return nil, errStranger
 	}
 	if why := s.unconfirmed(); why != "" && (!rt.unconfirmed || !c.local) {
 		if !c.known() {
@@ -189,8 +199,11 @@ func (s *Server) forbidden(rt route, c call) error {
 	if c.admin == nil {
 		return errStranger
 	}
-	if rt.access == local {
+	switch rt.access {
+	case local:
 		return api.Errorf(api.CodeRefused, "refused: this is done on the server itself, with --state")
+	case machines:
+		return api.Errorf(api.CodeRefused, "refused: only a machine does this, with its own identity")
 	}
 	return api.Errorf(api.CodeRefused, "refused: %s has the role %s; this needs the role %s", c.admin.Name, c.admin.Role, roleOf[rt.access])
 }
@@ -199,6 +212,9 @@ func (s *Server) forbidden(rt route, c call) error {
 func (s *Server) refused(rt route, c call, why error) {
 	s.log.Warn("refused", "route", rt.pattern, "actor", c.actor, "why", why)
 	if rt.refusal == "" || !c.known() {
+		return
+	}
+	if c.machine != nil && !s.refusals.due(c.machine.KeyID, rt.refusal, c.now) {
 		return
 	}
 	err := s.store.Update(func(tx *store.Tx) error {
@@ -249,14 +265,15 @@ func isAny(err error, targets ...error) bool {
 	return false
 }
 
-// reply writes the answer; to those who are known with the signed head.
+// reply writes the answer; with the signed head to those who are known, or who
+// just became so.
 func (s *Server) reply(w http.ResponseWriter, c call, result any, err error) {
-	if c.known() && !c.local {
+	if !c.local && (c.known() || err == nil) {
 		s.addHead(w.Header())
 	}
 	if stream, ok := result.(*stream); ok && err == nil {
 		defer stream.Close()
-		w.Header().Set("Mandos-Escrow-Size", strconv.FormatInt(stream.size, 10))
+		w.Header().Set(api.HeaderSize, strconv.FormatInt(stream.size, 10))
 		if _, err := io.Copy(w, stream); err != nil {
 			s.log.Warn("reply cut off", "actor", c.actor, "err", err)
 		}
@@ -267,9 +284,13 @@ func (s *Server) reply(w http.ResponseWriter, c call, result any, err error) {
 		var coded *api.Error
 		if !errors.As(err, &coded) {
 			s.log.Error("internal error", "path", c.URL.Path, "actor", c.actor, "err", err)
-			coded = api.Errorf(api.CodeInternal, "internal error; the server's log has the cause")
-			if c.local {
-				coded.Message = err.Error()
+			switch {
+			case c.local:
+				coded = api.Errorf(api.CodeInternal, "%v", err)
+			case c.known():
+				coded = api.Errorf(api.CodeInternal, "internal error; the server's log has the cause")
+			default:
+				coded = errStranger
 			}
 		}
 		status, result = coded.Code.Status(), coded
@@ -292,6 +313,9 @@ func decode[T any](c call) (T, error) {
 			return in, api.Errorf(api.CodeLimit, "the request is longer than %d bytes", tooLong.Limit)
 		}
 		return in, api.Errorf(api.CodeUsage, "the request is not understood: %v", err)
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return in, api.Errorf(api.CodeUsage, "the request is not understood: it goes on after its end")
 	}
 	return in, nil
 }

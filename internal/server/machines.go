@@ -202,6 +202,10 @@ func named(tx *store.Tx, in api.Change) ([]unlock.Machine, error) {
 	for _, word := range in.Machines {
 		var fits []unlock.Machine
 		for _, m := range all {
+			if string(m.KeyID) == word { // whatever others call themselves
+				fits = []unlock.Machine{m}
+				break
+			}
 			if m.Name == word || isPrefix(word, string(m.KeyID)) || slices.ContainsFunc(m.Volumes, func(v string) bool { return isPrefix(word, v) }) {
 				fits = append(fits, m)
 			}

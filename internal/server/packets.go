@@ -144,10 +144,13 @@ func findVolume(tx *store.Tx, word string) (escrow.Entry, error) {
 	if word == "" {
 		return escrow.Entry{}, api.Errorf(api.CodeUsage, "name a volume: its UUID or the beginning of it, its machine, or a key ID")
 	}
+	if e, err := tx.Entry(word); err == nil { // whatever machines call themselves
+		return e, nil
+	}
 	e, err := only(tx, "volume", word, func(e escrow.Entry) bool {
-		return isPrefix(word, e.Volume.UUID) || e.Machine == word || isPrefix(word, string(e.KeyID)) || e.ID == word
+		return isPrefix(word, e.Volume.UUID) || e.Machine == word || isPrefix(word, string(e.KeyID))
 	}, func(e escrow.Entry) string { return e.Volume.UUID })
-	if err != nil || e.ID == word {
+	if err != nil {
 		return e, err
 	}
 	return newestOf(tx, e.Volume.UUID)
@@ -193,7 +196,7 @@ func newestOf(tx *store.Tx, uuid string) (escrow.Entry, error) {
 		if e.State == escrow.Verified {
 			current = append(current, e)
 		}
-		if e.State == escrow.Obsolete && e.Stored.After(newest.Stored) {
+		if e.State == escrow.Obsolete && !e.VerifiedAt.IsZero() && e.Stored.After(newest.Stored) {
 			newest = e
 		}
 	}

@@ -41,6 +41,7 @@ func (s *Server) admins(call) (any, error) {
 
 // adminAdd makes an invite. A name belongs to one person for ever, so that the
 // audit log stays readable: a removed administrator's name is not given again.
+// Who let an invite expire gets a new one.
 func (s *Server) adminAdd(c call) (any, error) {
 	in, err := decode[api.NewAdmin](c)
 	if err != nil {
@@ -56,15 +57,17 @@ func (s *Server) adminAdd(c call) (any, error) {
 	invite := api.Invite{Server: s.address(), Name: in.Name, Secret: secret.Random(16)}
 	defer secret.Wipe(invite.Secret)
 	err = s.store.Update(func(tx *store.Tx) error {
-		if _, err := tx.AdminByName(in.Name); err == nil {
+		old, err := tx.AdminByName(in.Name)
+		switch {
+		case err == nil && (old.KeyID != "" || old.Removed || c.now.Before(old.InviteExpires)):
 			return api.Errorf(api.CodeConflict, "there is an administrator %s already; names are not used twice", in.Name)
-		} else if !errors.Is(err, store.ErrNotFound) {
+		case err != nil && !errors.Is(err, store.ErrNotFound):
 			return err
 		}
 		if invite.PolicyDigest, err = policyDigest(tx); err != nil {
 			return err
 		}
-		err := tx.PutAdmin(store.Admin{
+		err = tx.PutAdmin(store.Admin{
 			Name: in.Name, Role: role, Created: c.now,
 			InviteHash: sha256.Sum256(invite.Secret), InviteExpires: c.now.Add(inviteLifetime),
 		})
@@ -105,7 +108,7 @@ func (s *Server) login(c call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.local || c.key == nil {
+	if c.local || c.key == nil || c.machine != nil {
 		return nil, api.Errorf(api.CodeUsage, "a login comes over the network, with an identity of its own")
 	}
 	var out api.LoginReply
@@ -123,7 +126,9 @@ func (s *Server) login(c call) (any, error) {
 		}
 		out = api.LoginReply{Name: a.Name, Role: string(a.Role), Policy: policy}
 		a.Key, a.KeyID = c.key, c.key.KeyID()
-		if err := tx.PutAdmin(a); err != nil {
+		if err := tx.PutAdmin(a); errors.Is(err, store.ErrExists) {
+			return api.Errorf(api.CodeRefused, "refused: this identity was a removed administrator's; use another --home for %s", a.Name)
+		} else if err != nil {
 			return err
 		}
 		c.actor = "admin:" + a.Name
@@ -229,8 +234,8 @@ func policyDigest(tx *store.Tx) ([32]byte, error) {
 
 // checkName refuses what could deceive the reader of a list.
 func checkName(what, text string) error {
-	if err := record.Printable(text); err != nil || len(text) > 100 {
-		return api.Errorf(api.CodeUsage, "%s %q: it must be 1 to 100 printable characters without a space at its ends", what, text)
+	if err := record.Printable(text); err != nil || len(text) > api.MaxName {
+		return api.Errorf(api.CodeUsage, "%s %q: it must be 1 to %d printable bytes without a space at its ends", what, text, api.MaxName)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"mandos-escrow/escrow"
 	"mandos-escrow/internal/api"
+	"mandos-escrow/internal/record"
 	"mandos-escrow/recovery"
 	"mandos-escrow/store"
 )
@@ -70,7 +71,7 @@ func requestedPacket(tx *store.Tx, r *recovery.Request) (*escrow.Packet, error) 
 	if err != nil {
 		return nil, api.Errorf(api.CodeNotFound, "%v", err)
 	}
-	if p.Digest != r.PacketDigest || p.HeaderDigest != r.HeaderDigest || sha256.Sum256(sealed.Message) != r.PayloadDigest || p.Volume.UUID != r.VolumeUUID {
+	if p.Digest != r.PacketDigest || p.HeaderDigest != r.HeaderDigest || sha256.Sum256(sealed.Message) != r.PayloadDigest || p.Volume.UUID != r.VolumeUUID || p.Machine != r.Machine {
 		return nil, api.Errorf(api.CodeConflict, "the request is about other bytes than packet %s has here", r.PacketID)
 	}
 	return p, nil
@@ -246,6 +247,11 @@ func (s *Server) deny(c call) (any, error) {
 	}
 	if len(in.Reason) > recovery.MaxReason {
 		return nil, api.Errorf(api.CodeUsage, "the reason is longer than %d bytes", recovery.MaxReason)
+	}
+	if in.Reason != "" {
+		if err := record.Printable(in.Reason); err != nil {
+			return nil, api.Errorf(api.CodeUsage, "reason: %v", err)
+		}
 	}
 	var out api.Request
 	return &out, s.store.Update(func(tx *store.Tx) error {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -25,7 +26,7 @@ import (
 // connection longer; package unlock has the deadlines of that protocol.
 const (
 	maxConnections        = 4096
-	maxConnectionsAddress = 256 // from one address: a NAT may stand before a rack
+	maxConnectionsAddress = 256 // from one address (IPv6: one /64): a NAT may stand before a rack
 	headerTimeout         = 10 * time.Second
 	callTimeout           = 60 * time.Second
 	idleTimeout           = 60 * time.Second
@@ -114,6 +115,8 @@ func (s *Server) network(ctx context.Context) (*http.Server, error) {
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+
+		DisableGeneralOptionsHandler: true,
 	}, nil
 }
 
@@ -327,12 +330,27 @@ func (l *limited) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		address, _, err := net.SplitHostPort(conn.RemoteAddr().String())
-		if err == nil && l.caps.enter(address) {
-			return &counted{Conn: conn, leave: sync.OnceFunc(func() { l.caps.leave(address) })}, nil
+		from, err := origin(conn.RemoteAddr())
+		if err == nil && l.caps.enter(from) {
+			return &counted{Conn: conn, leave: sync.OnceFunc(func() { l.caps.leave(from) })}, nil
 		}
 		conn.Close()
 	}
+}
+
+// origin is whom the caps count: an IPv4 address, or the /64 of an IPv6 address,
+// which one host may have all of (RFC 6177). On a link each host counts.
+func origin(address net.Addr) (string, error) {
+	parsed, err := netip.ParseAddrPort(address.String())
+	if err != nil {
+		return "", err
+	}
+	ip := parsed.Addr().Unmap()
+	if ip.Is6() && !ip.IsLinkLocalUnicast() {
+		prefix, err := ip.WithZone("").Prefix(64)
+		return prefix.String(), err
+	}
+	return ip.String(), nil
 }
 
 type counted struct {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"mandos-escrow/escrow"
+	"mandos-escrow/internal/api"
 	"mandos-escrow/internal/config"
 	"mandos-escrow/internal/identity"
 	"mandos-escrow/internal/record"
@@ -37,6 +38,9 @@ const (
 	snapshotPrefix = ".snapshot." // of a folder in it, while a backup is made
 	draftPrefix    = ".restore."  // of a folder in it, while a backup is restored
 )
+
+// maxListen is how many addresses a server can listen on.
+const maxListen = 16
 
 // ErrState: a folder that holds no server, or one already.
 var ErrState = errors.New("state folder")
@@ -67,17 +71,24 @@ func readSettings(dir string) (Settings, error) {
 	if err != nil {
 		return Settings{}, err
 	}
+	return parseSettings(data)
+}
+
+func parseSettings(data []byte) (Settings, error) {
 	in := record.Parse(data, "mandos-escrow-server", 1, 64<<10)
-	s := Settings{Name: in.Text("name"), Listen: in.Repeated("listen", 16), Addresses: in.Repeated("address", 8)}
+	s := Settings{Name: in.Text("name"), Listen: in.Repeated("listen", maxListen), Addresses: in.Repeated("address", unlock.MaxAddresses)}
 	if err := in.End(); err != nil {
-		return Settings{}, fmt.Errorf("%s: %w", filepath.Join(dir, settingsFile), err)
+		return Settings{}, fmt.Errorf("%s: %w", settingsFile, err)
 	}
 	return s, nil
 }
 
 func (s Settings) check() error {
-	if err := record.Printable(s.Name); err != nil || len(s.Name) > 100 {
-		return fmt.Errorf("server name %q: it must be 1 to 100 printable characters", s.Name)
+	switch err := record.Printable(s.Name); {
+	case err != nil || len(s.Name) > api.MaxName:
+		return fmt.Errorf("server name %q: it must be 1 to %d printable bytes", s.Name, api.MaxName)
+	case len(s.Listen) > maxListen || len(s.Addresses) > unlock.MaxAddresses:
+		return fmt.Errorf("at most %d --listen and %d --address are possible", maxListen, unlock.MaxAddresses)
 	}
 	for _, list := range [][]string{s.Listen, s.Addresses} {
 		if len(list) == 0 {
@@ -140,7 +151,8 @@ func Init(dir string, s Settings, master Master, now time.Time) error {
 }
 
 // clearUnfinished refuses a folder that holds a server or anything that is not
-// ours, and removes what an interrupted Init left.
+// ours, and removes what an interrupted Init or restore left. A store that was
+// ever used is neither: its settings are lost, and it must not be.
 func clearUnfinished(dir string) error {
 	if _, err := os.Lstat(filepath.Join(dir, settingsFile)); err == nil {
 		return fmt.Errorf("%w: %s holds a server already", ErrState, dir)
@@ -162,10 +174,42 @@ func clearUnfinished(dir string) error {
 			return fmt.Errorf("%w: %s is not empty: %s is in it", ErrState, dir, e.Name())
 		}
 	}
+	if err := checkUnused(dir); err != nil {
+		return err
+	}
 	for _, name := range []string{storeFile, storeKeyFile} {
 		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+func checkUnused(dir string) error {
+	path := filepath.Join(dir, storeFile)
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	var head store.Head
+	var unconfirmed string
+	key, err := loadStoreKey(dir)
+	if err == nil {
+		defer secret.Wipe(key)
+		var db *store.Store
+		if db, err = store.Open(path, key); err == nil {
+			err = errors.Join(db.View(func(tx *store.Tx) error {
+				var errs [2]error
+				head, errs[0] = tx.AuditHead()
+				unconfirmed, errs[1] = store.Unconfirmed.Get(tx)
+				return errors.Join(errs[:]...)
+			}), db.Close())
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %s holds a store that does not open, and no %s: move it away first: %w", ErrState, dir, settingsFile, err)
+	}
+	if head.Seq > 1 && unconfirmed != restored {
+		return fmt.Errorf("%w: %s holds a store that was in use, and no %s: put that back, or move the folder away", ErrState, dir, settingsFile)
 	}
 	return nil
 }
@@ -234,16 +278,19 @@ func (s *State) Close() error { return s.Store.Close() }
 func Socket(dir string) string { return filepath.Join(dir, socketFile) }
 
 func loadStoreKey(dir string) ([]byte, error) {
-	path := filepath.Join(dir, storeKeyFile)
-	text, err := os.ReadFile(path)
+	text, err := os.ReadFile(filepath.Join(dir, storeKeyFile))
 	if err != nil {
 		return nil, err
 	}
 	defer secret.Wipe(text)
+	return parseStoreKey(text)
+}
+
+func parseStoreKey(text []byte) ([]byte, error) {
 	key, err := hex.AppendDecode(nil, config.TrimNewline(text))
 	if err != nil || len(key) != 32 {
 		secret.Wipe(key)
-		return nil, fmt.Errorf("%s: not 64 hex digits", path)
+		return nil, fmt.Errorf("%s: not 64 hex digits", storeKeyFile)
 	}
 	return key, nil
 }

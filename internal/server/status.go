@@ -24,7 +24,7 @@ func (s *Server) status(c call) (any, error) {
 		Name: s.state.Settings.Name, KeyID: s.key.KeyID(), Version: Version, Started: s.started,
 		Addresses: s.state.Settings.Addresses, Listen: s.state.Settings.Listen,
 	}
-	return out, s.store.View(func(tx *store.Tx) error {
+	return &out, s.store.View(func(tx *store.Tx) error {
 		meta, err := loadMeta(tx)
 		if err != nil {
 			return err

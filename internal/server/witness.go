@@ -29,10 +29,11 @@ func (s *Server) addHead(h http.Header) {
 
 // checkWitness looks at the head that a caller has seen. One of our own
 // signing that this log does not hold means that the store was set back: from
-// then on nothing is served until a person has looked.
+// then on nothing is served until a person has looked. Whoever shows it: a store
+// that was set back may not know an administrator of today.
 func (s *Server) checkWitness(c call) error {
 	text := c.Header.Get(api.HeaderSeen)
-	if text == "" || c.local || !c.known() {
+	if text == "" || c.local {
 		return nil
 	}
 	signed, err := base64.StdEncoding.DecodeString(text)
@@ -61,14 +62,20 @@ func (s *Server) checkWitness(c call) error {
 	}
 	const why = "a caller has seen a later audit log than this server has: the store was set back"
 	return s.store.Update(func(tx *store.Tx) error {
-		if before, err := store.Unconfirmed.Get(tx); err != nil || before != "" {
+		before, err := store.Unconfirmed.Get(tx)
+		if err != nil {
 			return err
 		}
-		if err := store.Unconfirmed.Put(tx, why); err != nil {
+		epoch, err := store.Epoch.Get(tx)
+		if err != nil || before != "" && seen.Epoch <= epoch {
 			return err
 		}
-		if epoch, err := store.Epoch.Get(tx); err != nil || seen.Epoch > epoch {
-			// confirm must lead past every epoch that was ever shown
+		if before == "" {
+			if err := store.Unconfirmed.Put(tx, why); err != nil {
+				return err
+			}
+		}
+		if seen.Epoch > epoch { // confirm must lead past every epoch that was ever shown
 			if err := store.Epoch.Put(tx, seen.Epoch); err != nil {
 				return err
 			}
