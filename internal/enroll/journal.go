@@ -27,7 +27,30 @@ type journal struct {
 	boot       slot
 	recovery   slot
 	old        []slot // of the enrolment that this one replaces, still to be removed
-	secrets    []byte // sealed; none once committed
+	sealed     []byte // the passphrases; none once committed
+}
+
+// boots reports whether the volume boots unattended.
+func (j *journal) boots() bool { return j.boot.number >= 0 }
+
+// planned are the keyslots of this enrolment.
+func (j *journal) planned() []*slot {
+	if !j.boots() {
+		return []*slot{&j.recovery}
+	}
+	return []*slot{&j.boot, &j.recovery}
+}
+
+// successor is the packet that a new enrolment replaces: the newest that we
+// know, or the one before it where that is what the server holds.
+func (j *journal) successor(held string) string {
+	switch {
+	case j == nil:
+		return ""
+	case held == j.supersedes:
+		return held
+	}
+	return j.packet
 }
 
 // ours are the keyslots that are ours until this enrolment is finished: what a
@@ -38,9 +61,11 @@ func (j *journal) ours() []slot {
 	}
 	all := slices.Clone(j.old)
 	if j.committed {
-		all = append(all, j.boot, j.recovery)
+		for _, s := range j.planned() {
+			all = append(all, *s)
+		}
 	}
-	return slices.DeleteFunc(all, func(s slot) bool { return s.number < 0 })
+	return all
 }
 
 // slot is a keyslot of ours; number -1: none.
@@ -74,7 +99,7 @@ func (e *enrolment) writeJournal(j *journal) error {
 		w.Uint("old-slot", uint64(s.number)).Hex("old-material", s.material[:])
 	}
 	if !j.committed {
-		w.Base64("sealed", j.secrets)
+		w.Base64("sealed", j.sealed)
 	}
 	data, err := w.Bytes()
 	if err != nil {
@@ -104,13 +129,14 @@ func (e *enrolment) readJournal(uuid string) (*journal, error) {
 		j.old = append(j.old, readSlot(in, "old"))
 	}
 	if !j.committed {
-		j.secrets = in.Base64("sealed")
+		j.sealed = in.Base64("sealed")
 	}
-	if err := in.End(); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+	err = in.End()
+	if err == nil && (j.uuid != uuid || j.recovery.number < 0 || state != "prepared" && state != "committed") {
+		err = fmt.Errorf("%w: not the journal of volume %s", record.ErrFormat, uuid)
 	}
-	if j.uuid != uuid || state != "prepared" && state != "committed" {
-		return nil, fmt.Errorf("%s: %w: not the journal of volume %s", path, record.ErrFormat, uuid)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w; restore it: it tells our keyslots from others; without it (move it away) they stay where they are", path, err)
 	}
 	return j, nil
 }
@@ -132,7 +158,8 @@ func (p *passphrases) wipe() {
 	secret.Wipe(p.recovery)
 }
 
-func (e *enrolment) sealPassphrases(p *passphrases, now time.Time) ([]byte, error) {
+// seal puts the passphrases into the journal, for the same machine to open.
+func (j *journal) seal(p *passphrases, key *seal.PrivateKey, now time.Time) error {
 	w := record.New("mandos-escrow-passphrases", 1).Field("recovery", p.recovery)
 	defer w.Wipe()
 	if p.boot != nil {
@@ -140,21 +167,32 @@ func (e *enrolment) sealPassphrases(p *passphrases, now time.Time) ([]byte, erro
 	}
 	plain, err := w.Bytes()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return seal.Encrypt(plain, e.running.Seal.Public(), e.running.Seal, now)
+	j.sealed, err = seal.Encrypt(plain, key.Public(), key, now)
+	return err
 }
 
-func (e *enrolment) openPassphrases(sealed []byte) (*passphrases, error) {
-	plain, err := seal.Decrypt(sealed, e.running.Seal, e.running.Seal.Public())
+// open returns the passphrases of a journal that is not committed; the caller
+// wipes them.
+func (j *journal) open(key *seal.PrivateKey) (*passphrases, error) {
+	plain, err := seal.Decrypt(j.sealed, key, key.Public())
 	if err != nil {
 		return nil, err
 	}
 	defer secret.Wipe(plain)
 	in := record.Parse(plain, "mandos-escrow-passphrases", 1, maxJournal)
-	p := &passphrases{recovery: append([]byte(nil), in.Field("recovery")...)}
+	p := &passphrases{recovery: slices.Clone(in.Field("recovery"))}
 	if in.Next("boot") {
-		p.boot = append([]byte(nil), in.Field("boot")...)
+		p.boot = slices.Clone(in.Field("boot"))
 	}
-	return p, in.End()
+	if err := in.End(); err != nil {
+		p.wipe()
+		return nil, err
+	}
+	if (p.boot != nil) != j.boots() {
+		p.wipe()
+		return nil, fmt.Errorf("%w: passphrases of another enrolment", record.ErrFormat)
+	}
+	return p, nil
 }

@@ -1,0 +1,74 @@
+package enroll
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+
+	"mandos-escrow/internal/config"
+	"mandos-escrow/unlock"
+)
+
+func (e *enrolment) configPath() string { return e.path(BootFolder, unlock.ConfigFile) }
+
+// readBootConfig returns an empty configuration when there is none.
+func (e *enrolment) readBootConfig() (*unlock.Config, error) {
+	data, err := os.ReadFile(e.configPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return &unlock.Config{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	conf, err := unlock.ParseConfig(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", e.configPath(), err)
+	}
+	return conf, nil
+}
+
+// bootConfig returns unlock.conf with the volumes that it has, and with the
+// given ones as they are now, or without them. It is nil when none is left.
+func (e *enrolment) bootConfig(boot bool, volumes ...*volume) ([]byte, error) {
+	before, err := e.readBootConfig()
+	if err != nil {
+		return nil, err
+	}
+	conf := &unlock.Config{Machine: e.boot.Key.KeyID(), Threshold: 1, Servers: []unlock.Server{e.server()}, Volumes: before.Volumes}
+	for _, v := range volumes {
+		pins := v.header.Enrolled()
+		conf.Volumes = slices.DeleteFunc(conf.Volumes, func(o unlock.Volume) bool { return o.UUID == pins.UUID })
+		if boot {
+			conf.Volumes = append(conf.Volumes, unlock.Volume{
+				UUID: pins.UUID, Path: v.path, Type: pins.Type, Cipher: pins.Cipher, KeyBits: pins.KeyBits,
+				Offset: pins.Offset, SectorSize: pins.SectorSize, Digest: pins.Digest,
+			})
+		}
+	}
+	if len(conf.Volumes) == 0 {
+		return nil, nil
+	}
+	return conf.Bytes()
+}
+
+// checkBootConfig sees to it that the file can be written when it comes to
+// that, when keyslots have been added already.
+func (e *enrolment) checkBootConfig() error {
+	if _, err := e.bootConfig(!e.NoBoot, e.volumes...); err != nil {
+		return fmt.Errorf("%s could not be written: %w", e.configPath(), err)
+	}
+	return nil
+}
+
+func (e *enrolment) writeBootConfig(boot bool, v *volume) error {
+	data, err := e.bootConfig(boot, v)
+	if err != nil {
+		return err
+	}
+	if data == nil {
+		return config.Remove(e.configPath())
+	}
+	return config.Replace(e.configPath(), data)
+}

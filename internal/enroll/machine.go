@@ -1,0 +1,161 @@
+package enroll
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"mandos-escrow/internal/config"
+	"mandos-escrow/internal/record"
+	"mandos-escrow/internal/secret"
+)
+
+// maxName is how long a server lets a machine's name be, in bytes.
+const maxName = 100
+
+func (e *enrolment) setName() error {
+	if e.name = e.Name; e.name == "" {
+		e.name = hostname(e.Root)
+	}
+	err := record.Printable(e.name)
+	if err == nil && len(e.name) > maxName {
+		err = fmt.Errorf("longer than %d bytes", maxName)
+	}
+	if err != nil {
+		return fmt.Errorf("machine name %q: %w; give another with --name", e.name, err)
+	}
+	return nil
+}
+
+// hostname prefers the name that the new system will have: in %post the kernel
+// still has the installer's.
+func hostname(root string) string {
+	if text, err := os.ReadFile(filepath.Join(root, "etc/hostname")); err == nil {
+		for line := range strings.Lines(string(text)) {
+			if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+				return line
+			}
+		}
+	}
+	if name, err := os.Hostname(); err == nil && name != "" {
+		return name
+	}
+	return "unnamed"
+}
+
+// patience is how long the lock is waited for before that is said.
+const patience = time.Second
+
+// lock makes the folders and takes their lock. While another enrolment runs,
+// or a cryptsetup that outlived one, it waits.
+func (e *enrolment) lock(ctx context.Context) (*os.File, error) {
+	for _, dir := range []string{BootFolder, RunningFolder} {
+		if err := os.MkdirAll(e.path(filepath.Dir(dir)), 0o755); err != nil {
+			return nil, err
+		}
+		if err := os.Mkdir(e.path(dir), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+	}
+	path := e.path(RunningFolder, "lock")
+	type result struct {
+		file *os.File
+		err  error
+	}
+	taken := make(chan result) // nobody can call flock(2) off, so another goroutine waits in it
+	go func() {
+		file, err := config.Lock(path)
+		select {
+		case taken <- result{file, err}:
+		case <-ctx.Done():
+			if err == nil {
+				file.Close()
+			}
+		}
+	}()
+	slow := time.NewTimer(patience)
+	defer slow.Stop()
+	for {
+		select {
+		case r := <-taken:
+			return r.file, r.err
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for %s: %w", path, ctx.Err())
+		case <-slow.C:
+			e.Progress("waiting for another enrolment of this machine to end")
+		}
+	}
+}
+
+// sweep removes the drafts of files (config.Replace) that a killed run left:
+// an identity that nobody has, or passphrases that no keyslot has.
+func (e *enrolment) sweep() error {
+	for _, dir := range []string{BootFolder, RunningFolder} {
+		drafts, err := filepath.Glob(filepath.Join(e.path(dir), ".*.*"))
+		if err != nil {
+			return err
+		}
+		for _, draft := range drafts {
+			if strings.Trim(filepath.Ext(draft), ".0123456789") != "" {
+				continue
+			}
+			if err := os.Remove(draft); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// identify reads or makes the identities and the machine-id.
+func (e *enrolment) identify() (err error) {
+	if e.idHash, err = machineID(e.path("etc/machine-id")); err != nil {
+		return err
+	}
+	now := e.Now()
+	if e.boot, err = config.MakeIdentity(e.path(BootFolder), e.name+" boot", now); err != nil {
+		return err
+	}
+	e.running, err = config.MakeIdentity(e.path(RunningFolder), e.name+" running", now)
+	e.Checkpoint("identities")
+	return err
+}
+
+// machineID returns the hash of machine-id(5), and makes one where none is.
+func machineID(path string) (string, error) {
+	text, err := os.ReadFile(path)
+	id := strings.TrimSpace(string(text))
+	switch {
+	case errors.Is(err, fs.ErrNotExist), err == nil && (id == "" || id == "uninitialized"):
+		id = secret.ID()
+		if err := writeMachineID(path, id); err != nil {
+			return "", err
+		}
+	case err != nil:
+		return "", err
+	}
+	sum := sha256.Sum256([]byte("mandos-escrow machine-id " + id))
+	return hex.EncodeToString(sum[:]), nil
+}
+
+// writeMachineID gives the file its mode before its name: everybody reads it.
+func writeMachineID(path, id string) error {
+	draft := path + ".mandos-escrow"
+	if err := config.Replace(draft, []byte(id+"\n")); err != nil {
+		return err
+	}
+	if err := os.Chmod(draft, 0o444); err != nil {
+		return err
+	}
+	if err := os.Rename(draft, path); err != nil {
+		return err
+	}
+	return config.SyncFolder(filepath.Dir(path))
+}
