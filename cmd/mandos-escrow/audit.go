@@ -82,8 +82,9 @@ func newAuditVerify(g *globals) *cobra.Command {
 left out or moved. Whoever owns the server could still have written all of it
 anew. With --home, proves also that the log goes on from the newest head that
 this home has seen, which the server signed: what was seen cannot be rewritten.`,
-		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return runAuditVerify(cmd.Context(), g) },
+		Example: `  mandos-escrow --home alice audit verify`,
+		Args:    noArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return runAuditVerify(cmd.Context(), g) },
 	}
 	return g.withState(cmd, "")
 }

@@ -28,6 +28,9 @@ func newBackupCreate(g *globals) *cobra.Command {
 passphrase (a binary OpenPGP message around a tar archive). Without that
 passphrase it reveals nothing; with it, what the server's disk would: no
 passphrase of a volume, and the master key only under its own passphrase.`,
+		Example: `  mandos-escrow backup create --state DIR --out srv1.backup
+  mandos-escrow backup verify srv1.backup
+  mandos-escrow backup restore srv1.backup --state EMPTY-DIR`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if out == "" || g.state == "" {

@@ -82,6 +82,9 @@ func (g *globals) connectHome() (*session, error) {
 		return nil, fmt.Errorf("%w: %s is known to %d servers (%s); this version acts on one: use a home for each", config.ErrHome, dir, len(members), strings.Join(names, ", "))
 	}
 	m := members[0]
+	if err := home.ForgetOver(time.Now()); err != nil {
+		g.warn(fmt.Sprintf("one-off keys of requests that are over are still in %s: %v", dir, err))
+	}
 	c, err := api.Dial(m.Server, key, api.NewWitness(home.HeadFile(m.Server.KeyID), m.Server.KeyID))
 	if err != nil {
 		return nil, err

@@ -25,7 +25,8 @@ func newMasterExport(g *globals) *cobra.Command {
 		Long: `Prints the master key's public half. With --private it prints the private half,
 still under its passphrase: put it away where the server is not. Whoever has it
 and the passphrase can open packets without the server.`,
-		Args: noArgs,
+		Example: `  mandos-escrow master export --private --state DIR --out master-key.asc`,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var key api.Text
 			method, path := "GET", "/v1/master"
@@ -92,9 +93,10 @@ func newMasterPasswd(g *globals) *cobra.Command {
 func newPolicy(g *globals) *cobra.Command {
 	cmd := &cobra.Command{Use: "policy", Short: "who must agree before a packet opens"}
 	show := &cobra.Command{
-		Use:   "show",
-		Short: "show the policy that packets are sealed under",
-		Args:  noArgs,
+		Use:     "show",
+		Short:   "show the policy that packets are sealed under",
+		Example: `  mandos-escrow --home alice policy show`,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var p api.Policy
 			if err := g.call(cmd.Context(), "GET", "/v1/policy", nil, &p); err != nil {

@@ -105,7 +105,8 @@ func newPacketExport(g *globals) *cobra.Command {
 		Short: "write a packet, sealed as it is, to a file",
 		Long: `Writes a packet as the server keeps it: sealed to its trustees, and of no use
 without their keys. docs/packet-format.md shows how stock gpg opens it.`,
-		Args: exactArgs(1),
+		Example: `  mandos-escrow packet export 3f9c --out laptop7.packet`,
+		Args:    exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if out == "" {
 				return usage("packet export needs --out FILE, - for standard output")

@@ -213,13 +213,25 @@ func (s *session) bind(head api.PacketHead, o recoverOptions) (recovery.Request,
 
 func runRequests(ctx context.Context, g *globals) error {
 	var requests []api.Request
-	if err := g.call(ctx, "GET", "/v1/requests", nil, &requests); err != nil {
+	s, err := g.connectHome()
+	if err != nil {
 		return err
+	}
+	defer s.close()
+	if err := s.Call(ctx, "GET", "/v1/requests", nil, &requests); err != nil {
+		return err
+	}
+	for _, r := range requests {
+		if r.State == recovery.Denied {
+			if err := s.home.ForgetUncollected(r.ID); err != nil {
+				return err
+			}
+		}
 	}
 	return list(g, requests, []string{"ID", "STATE", "VOLUME", "MACHINE", "FOR", "BY", "APPROVED", "EXPIRES", "REASON"}, func(r api.Request) []string {
 		return []string{
 			r.ID[:min(8, len(r.ID))], string(r.State), r.Volume, r.Machine, r.Payload, r.Requester,
-			fmt.Sprintf("%d of %d %s", len(r.Approvers), r.Threshold, strings.Join(r.Approvers, ",")), when(r.Expires), r.Reason,
+			strings.TrimSpace(fmt.Sprintf("%d of %d %s", len(r.Approvers), r.Threshold, strings.Join(r.Approvers, ","))), when(r.Expires), r.Reason,
 		}
 	})
 }
@@ -345,10 +357,18 @@ func runDeny(ctx context.Context, g *globals, o recoverOptions) error {
 	if err := checkPrintable("--reason", o.reason); o.reason != "" && err != nil {
 		return err
 	}
-	var after api.Request
-	if err := g.call(ctx, "POST", "/v1/requests/"+url.PathEscape(o.deny)+"/deny", api.Deny{Reason: o.reason}, &after); err != nil {
+	s, err := g.connectHome()
+	if err != nil {
 		return err
 	}
-	g.say("request %s is %s", after.ID, after.State)
+	defer s.close()
+	var after api.Request
+	if err := s.Call(ctx, "POST", "/v1/requests/"+url.PathEscape(o.deny)+"/deny", api.Deny{Reason: o.reason}, &after); err != nil {
+		return err
+	}
+	if err := s.home.ForgetUncollected(after.ID); err != nil { // if it was one's own
+		return err
+	}
+	g.say("request %s is %s", safe(after.ID), safe(string(after.State)))
 	return nil
 }

@@ -47,7 +47,7 @@ func runRelease(ctx context.Context, g *globals, o recoverOptions) error {
 		return err
 	}
 	defer secret.Wipe(keyText)
-	released, err := s.collect(ctx, id)
+	released, kept, err := s.collect(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -56,6 +56,9 @@ func runRelease(ctx context.Context, g *globals, o recoverOptions) error {
 		return err
 	}
 	defer opened.Wipe()
+	if err := s.home.KeepRelease(id, kept); err != nil {
+		return err
+	}
 	if err := deliver(opened); err != nil {
 		return err
 	}
@@ -63,24 +66,22 @@ func runRelease(ctx context.Context, g *globals, o recoverOptions) error {
 }
 
 // collect asks the server once. Its reply, which only the one-off key opens, is
-// kept until it was delivered, so that a full disk or a wrong device afterwards
-// does not cost another approval.
-func (s *session) collect(ctx context.Context, id string) (*api.Release, error) {
-	var released api.Release
-	kept, err := s.home.Release(id)
+// kept, if it opens, until it was delivered, so that a full disk or a wrong
+// device afterwards does not cost another approval.
+func (s *session) collect(ctx context.Context, id string) (released *api.Release, kept []byte, err error) {
+	released = &api.Release{}
+	kept, err = s.home.Release(id)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := s.Call(ctx, "POST", "/v1/requests/"+url.PathEscape(id)+"/release", nil, &released); err != nil {
-			return nil, err
+		if err := s.Call(ctx, "POST", "/v1/requests/"+url.PathEscape(id)+"/release", nil, released); err != nil {
+			return nil, nil, err
 		}
-		if kept, err = json.Marshal(released); err == nil {
-			err = s.home.KeepRelease(id, kept)
-		}
-		return &released, err
+		kept, err = json.Marshal(released)
+		return released, kept, err
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return &released, json.Unmarshal(kept, &released)
+	return released, kept, json.Unmarshal(kept, released)
 }
 
 // openRelease combines the re-sealed shares. Everything is checked against the

@@ -24,7 +24,8 @@ func newTokenCreate(g *globals) *cobra.Command {
 the policy, so a machine that has it needs nothing else; it can add machines and
 packets, and never reads or replaces any. See docs/operations.md for how to get
 one into a kickstart.`,
-		Args: noArgs,
+		Example: `  mandos-escrow token create --uses 1 --ttl 30m --state DIR >token`,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var token api.Text
 			if err := g.call(cmd.Context(), "POST", "/v1/tokens", o, &token); err != nil {

@@ -18,7 +18,8 @@ func newVolume(g *globals) *cobra.Command {
 		Long: `Reads a LUKS1 or LUKS2 header as strictly as enroll, the boot program and restore
 do, and shows it. A header that is damaged, hostile or too expensive is refused
 with the field that is wrong, and exit code 5. Nothing is changed.`,
-		Args: exactArgs(1),
+		Example: `  mandos-escrow volume inspect /dev/sda3`,
+		Args:    exactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			h, err := luks.ReadFileWithin(args[0], luks.AnyMemory)
 			if err != nil {
