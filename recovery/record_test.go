@@ -185,3 +185,21 @@ func TestDenyTellsWhoAndWhy(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+func TestWithdrawTakesAnApprovalBack(t *testing.T) {
+	r, changed := approved().Withdraw(aliceKey, now)
+	if !changed || r.State != Open || len(r.Approvals) != 0 {
+		t.Fatalf("changed %t, %s, %d approvals", changed, r.State, len(r.Approvals))
+	}
+	if _, shares, err := r.Release(bobKey, now); !errors.Is(err, ErrNotApproved) || shares != nil {
+		t.Errorf("released all the same: %v", err)
+	}
+	if _, changed := approved().Withdraw("another-key", now); changed {
+		t.Error("who approved nothing has nothing to take back")
+	}
+	for _, state := range []State{Denied, Released, Expired} {
+		if _, changed := after(t, state).Withdraw(aliceKey, now.Add(2*time.Hour)); changed {
+			t.Errorf("%s: over, and changed", state)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package recovery
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"mandos-escrow/internal/identity"
@@ -120,6 +121,23 @@ func (r Record) Approve(a StoredApproval, now time.Time) (Record, error) {
 		r.State = Approved
 	}
 	return r, nil
+}
+
+// Withdraw takes back what somebody approved who may approve no more; changed
+// says whether there was anything.
+func (r Record) Withdraw(approver identity.KeyID, now time.Time) (_ Record, changed bool) {
+	if r.At(now).over() != nil {
+		return r, false
+	}
+	kept := slices.DeleteFunc(slices.Clone(r.Approvals), func(a StoredApproval) bool { return a.ApproverID == approver })
+	if len(kept) == len(r.Approvals) {
+		return r, false
+	}
+	r.Approvals = kept
+	if len(kept) < r.Threshold {
+		r.State = Open
+	}
+	return r, true
 }
 
 // Deny ends a request. A requester may deny their own, which withdraws it.

@@ -9,6 +9,7 @@ import (
 	"mandos-escrow/internal/api"
 	"mandos-escrow/internal/record"
 	"mandos-escrow/internal/secret"
+	"mandos-escrow/recovery"
 	"mandos-escrow/store"
 	"mandos-escrow/unlock"
 )
@@ -97,8 +98,34 @@ func (s *Server) adminRemove(c call) (any, error) {
 		if err := tx.PutAdmin(a); err != nil {
 			return err
 		}
+		if err := withdraw(tx, c, a); err != nil {
+			return err
+		}
 		return c.record(tx, store.Event{Action: "admin.remove", Detail: a.Name})
 	})
+}
+
+// withdraw takes back what a removed administrator had approved and nobody has
+// collected.
+func withdraw(tx *store.Tx, c call, a store.Admin) error {
+	var changed []recovery.Record
+	for rec, err := range tx.Requests() {
+		if err != nil {
+			return err
+		}
+		if next, ok := rec.Withdraw(a.KeyID, c.now); ok {
+			changed = append(changed, next)
+		}
+	}
+	for _, rec := range changed {
+		if err := tx.PutRequest(rec); err != nil {
+			return err
+		}
+		if err := c.record(tx, store.Event{Action: "recover.withdraw", Request: rec.ID, Detail: "approval of " + a.Name + ", who is removed"}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // login binds the key of the connection to the administrator whom the invite
