@@ -163,6 +163,45 @@ func Replace(path string, data []byte) error {
 	return SyncFolder(filepath.Dir(path))
 }
 
+// ReplaceWiped is Replace, and then puts zeros in the place of what was there.
+func ReplaceWiped(path string, data []byte) error {
+	old, err := openToWipe(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := Replace(path, data); err != nil {
+		if old != nil {
+			old.Close()
+		}
+		return err
+	}
+	wipeFile(old) // no name leads to it any more
+	return nil
+}
+
+// overwrite puts zeros in the place of a file's bytes. Best effort: many file
+// systems and disks keep the old ones somewhere until they are used again.
+func overwrite(path string) {
+	if f, err := openToWipe(path); err == nil {
+		wipeFile(f)
+	}
+}
+
+func openToWipe(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW, 0) // not truncated, which would give its blocks away
+}
+
+func wipeFile(f *os.File) {
+	if f == nil {
+		return
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err == nil {
+		_, _ = f.Write(make([]byte, info.Size()))
+		_ = f.Sync()
+	}
+}
+
 // Remove removes a file of our own, if it is there.
 func Remove(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -283,5 +284,26 @@ func TestLock(t *testing.T) {
 	if f, err := Lock(link); err == nil {
 		f.Close()
 		t.Error("followed a link")
+	}
+}
+
+func TestReplaceWiped(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	if err := ReplaceWiped(path, []byte("first")); err != nil {
+		t.Fatal(err)
+	}
+	old, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.Close()
+	if err := ReplaceWiped(path, []byte("second")); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := os.ReadFile(path); err != nil || string(now) != "second" {
+		t.Errorf("now: %q, %v", now, err)
+	}
+	if before, err := io.ReadAll(old); err != nil || string(before) != "\x00\x00\x00\x00\x00" {
+		t.Errorf("what was there: %q, %v", before, err)
 	}
 }

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"mandos-escrow/escrow"
 	"mandos-escrow/internal/identity"
 	"mandos-escrow/internal/record"
@@ -149,20 +147,6 @@ func (h Home) ForgetRequest(id string) error {
 	path := h.requestFile(id, "key")
 	overwrite(path)
 	return errors.Join(Remove(path), Remove(h.requestFile(id, "release")), Remove(h.requestFile(id, "request")))
-}
-
-// overwrite puts zeros in the place of a file's bytes. Best effort: many file
-// systems and disks keep the old ones somewhere until they are used again.
-func overwrite(path string) {
-	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW, 0) // not truncated, which would give its blocks away
-	if err != nil {
-		return
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err == nil {
-		_, _ = f.Write(make([]byte, info.Size()))
-		_ = f.Sync()
-	}
 }
 
 // ForgetOver deletes the requests of this home that can bring nothing any more:

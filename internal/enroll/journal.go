@@ -105,7 +105,7 @@ func (e *enrolment) writeJournal(j *journal) error {
 	if err != nil {
 		return err
 	}
-	return config.Replace(e.journalPath(j.uuid), data)
+	return config.ReplaceWiped(e.journalPath(j.uuid), data)
 }
 
 // readJournal returns nil when there is none.
