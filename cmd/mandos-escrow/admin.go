@@ -76,11 +76,19 @@ func newAdminRemove(g *globals) *cobra.Command {
 		Use:   "remove NAME",
 		Short: "remove an administrator, who may then do nothing",
 		Long: `Removes an administrator at this server. It takes back what they may do, not what
-they know: if they knew the passphrase of the master key, change it with
-"master passwd".`,
+they know: whoever approved before was given the master key under its passphrase,
+and may have kept it.`,
 		Args: exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.call(cmd.Context(), "DELETE", "/v1/admins", api.Name{Name: args[0]}, nil)
+			var left api.Removed
+			if err := g.call(cmd.Context(), "DELETE", "/v1/admins", api.Name{Name: args[0]}, &left); err != nil {
+				return err
+			}
+			g.say("removed %s; if they knew the master key's passphrase, or kept a copy of the key, only a new master key locks them out of packets that they can get at", safe(args[0]))
+			if left.Approvers == 0 {
+				g.warn("nobody is left who may approve a recovery")
+			}
+			return nil
 		},
 	}
 	return g.withState(cmd, "")

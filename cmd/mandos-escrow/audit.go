@@ -40,6 +40,9 @@ func newAuditShow(g *globals) *cobra.Command {
 					shown = append(shown, e)
 				}
 			}
+			if request != "" && len(shown) == 0 {
+				return fmt.Errorf("no entry is about a request %s; `mandos-escrow recover --list` shows them", request)
+			}
 			return list(g, shown, []string{"SEQ", "TIME", "ACTOR", "ACTION", "ABOUT", "DETAIL"}, func(e store.Event) []string {
 				about := ""
 				for _, id := range []string{e.Request, e.Machine, e.Packet} {
@@ -75,21 +78,25 @@ func (s *session) fetchAudit(ctx context.Context, after uint64) ([]store.Event, 
 }
 
 func newAuditVerify(g *globals) *cobra.Command {
+	var acknowledge bool
 	cmd := &cobra.Command{
 		Use:   "verify",
 		Short: "prove that the audit log is a whole chain",
 		Long: `With --state, proves that the log is consistent in itself: no entry was changed,
 left out or moved. Whoever owns the server could still have written all of it
 anew. With --home, proves also that the log goes on from the newest head that
-this home has seen, which the server signed: what was seen cannot be rewritten.`,
+this home has seen, which the server signed: what was seen cannot be rewritten.
+What was lost when a server was restored from a backup is reported until it is
+acknowledged.`,
 		Example: `  mandos-escrow --home alice audit verify`,
 		Args:    noArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return runAuditVerify(cmd.Context(), g) },
+		RunE:    func(cmd *cobra.Command, _ []string) error { return runAuditVerify(cmd.Context(), g, acknowledge) },
 	}
+	cmd.Flags().BoolVar(&acknowledge, "acknowledge", false, "report what a restored server has lost for the last time")
 	return g.withState(cmd, "")
 }
 
-func runAuditVerify(ctx context.Context, g *globals) error {
+func runAuditVerify(ctx context.Context, g *globals, acknowledge bool) error {
 	s, err := g.connect(ctx)
 	if err != nil {
 		return err
@@ -118,11 +125,35 @@ func runAuditVerify(ctx context.Context, g *globals) error {
 		g.say("this proves that the log is a whole chain; `audit verify --home DIR` proves that it goes on from what an administrator has seen")
 		return nil
 	}
-	if err := extends(events, seen); err != nil {
+	if err := s.checkSeen(g, events, seen, acknowledge); err != nil {
 		return err
 	}
 	fmt.Fprintf(g.out, "consistent, and goes on from the head seen last (entry %d): %d entries, head %s\n", seen.Seq, head.Seq, head.Hash)
 	return nil
+}
+
+// checkSeen proves that what this home has seen is in the log: the newest head,
+// and the last one before the server was set back, if it was. A loss is
+// reported until somebody acknowledges it.
+func (s *session) checkSeen(g *globals, events []store.Event, seen store.Head, acknowledge bool) error {
+	before, err := s.witness().Before()
+	if err != nil {
+		return err
+	}
+	lost := extends(events, before)
+	if lost == nil {
+		if err := s.witness().Acknowledge(); err != nil { // nothing to remember
+			return err
+		}
+	} else if acknowledge {
+		g.warn(lost.Error())
+		g.say("acknowledged: this home does not report it again")
+		return s.witness().Acknowledge()
+	}
+	if lost != nil {
+		return fmt.Errorf("%w; `mandos-escrow audit verify --acknowledge` ends this report", lost)
+	}
+	return extends(events, seen)
 }
 
 // extends proves that the entry of the head that was seen is in the log. A log
@@ -131,17 +162,16 @@ func extends(events []store.Event, seen store.Head) error {
 	if seen.Seq == 0 {
 		return nil
 	}
+	confirmed := ""
 	for _, e := range events {
 		if e.Seq == seen.Seq && e.Hash == seen.Hash {
 			return nil
 		}
-	}
-	for _, e := range events {
 		if e.Action == "server.confirm" {
-			return fmt.Errorf("%w: entry %d, which this home has seen, is not in it; the log was taken back and confirmed by %s on %s", store.ErrAudit, seen.Seq, safe(e.Actor), when(e.Time))
+			confirmed = fmt.Sprintf("; the log was taken back, and confirmed by %s on %s", safe(e.Actor), when(e.Time))
 		}
 	}
-	return fmt.Errorf("%w: entry %d, which this home has seen, is not in it: the log was rewritten", store.ErrAudit, seen.Seq)
+	return fmt.Errorf("%w: entry %d, which this home has seen, is not in it%s", store.ErrAudit, seen.Seq, confirmed)
 }
 
 func (s *session) witness() *api.Witness {

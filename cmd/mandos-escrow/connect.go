@@ -31,7 +31,10 @@ type session struct {
 // connect acts on the server itself with --state, and as an administrator
 // otherwise.
 func (g *globals) connect(ctx context.Context) (*session, error) {
-	if g.state != "" {
+	switch {
+	case g.state != "" && g.home != "":
+		return nil, usage("--state acts on the server itself, --home as an administrator: give one of them")
+	case g.state != "":
 		return g.connectState(ctx)
 	}
 	return g.connectHome()
@@ -85,7 +88,9 @@ func (g *globals) connectHome() (*session, error) {
 	if err := home.ForgetOver(time.Now()); err != nil {
 		g.warn(fmt.Sprintf("one-off keys of requests that are over are still in %s: %v", dir, err))
 	}
-	c, err := api.Dial(m.Server, key, api.NewWitness(home.HeadFile(m.Server.KeyID), m.Server.KeyID))
+	witness := api.NewWitness(home.HeadFile(m.Server.KeyID), m.Server.KeyID)
+	witness.Warn = g.warn
+	c, err := api.Dial(m.Server, key, witness)
 	if err != nil {
 		return nil, err
 	}

@@ -55,6 +55,9 @@ func runEnroll(ctx context.Context, g *globals, o enrollOptions) error {
 	if info, err := os.Stat(o.root); err != nil || !info.IsDir() {
 		return fmt.Errorf("enroll: --root %s is not a folder", o.root)
 	}
+	if o.tokenFile == "-" && o.passphraseFile == "-" {
+		return usage("enroll: the token and the passphrase cannot both come from standard input")
+	}
 	text, err := config.ReadInput(o.tokenFile, g.in, nil) // a token is short-lived, and adds only
 	if err != nil {
 		return err
@@ -68,6 +71,9 @@ func runEnroll(ctx context.Context, g *globals, o enrollOptions) error {
 		passphrase, err = g.input(o.passphraseFile)
 	} else {
 		passphrase, err = g.ask("A passphrase that opens "+o.devices[0]+": ", "--passphrase-file")
+	}
+	if err == nil && len(passphrase) == 0 && o.passphraseFile != "" {
+		err = fmt.Errorf("enroll: %s is empty", o.passphraseFile)
 	}
 	if err != nil {
 		return err

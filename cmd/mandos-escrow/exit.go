@@ -34,6 +34,12 @@ const (
 // errOtherVolume: a packet of another volume than the one it is used on.
 var errOtherVolume = errors.New("the packet is of another volume")
 
+// errNotRunning: nobody answers on a state folder's control socket.
+var errNotRunning = errors.New("no server runs")
+
+// errStale: the packet is older than the keyslots of the volume.
+var errStale = errors.New("the recovery passphrase in this packet opens the volume no more: it was replaced since; ask for a new recovery")
+
 // exits gives errors their codes; the first that fits counts.
 var exits = []struct {
 	code int
@@ -53,7 +59,7 @@ var exits = []struct {
 		recovery.ErrRequest, recovery.ErrApproval, recovery.ErrShare, identity.ErrSignature, store.ErrAudit, store.ErrKey, store.ErrDamaged,
 		luks.ErrNotLUKS, luks.ErrDamaged, luks.ErrTooExpensive, luks.ErrUnsupported, luks.ErrRequirement, server.ErrBackup, unlock.ErrConfig, unlock.ErrBlob,
 	}},
-	{exitUsage, []error{secret.ErrWeak}},
+	{exitUsage, []error{secret.ErrWeak, enroll.ErrName}},
 }
 
 var apiExits = map[api.Code]int{
@@ -86,19 +92,21 @@ func exitCode(err error) int {
 
 // hintFor is the next command to type, where the error alone does not say it.
 func hintFor(err error) string {
+	if e := (*api.Error)(nil); errors.As(err, &e) && e.Code == api.CodeRefused && e.Message == "refused" {
+		return "the server does not know this identity, or it was removed; after a restore from a backup, be invited again"
+	}
 	for _, h := range []struct {
 		target error
 		text   string
 	}{
 		{api.ErrTicket, "copy the whole line again; it begins with met1. (token) or mei1. (invite)"},
+		{errNotRunning, "start it with `mandos-escrow server run --state DIR`, or `systemctl start` its unit"},
 		{api.ErrUnreachable, "is the server running? `mandos-escrow server status --state DIR` on it tells; then run the same command again"},
 		{recovery.ErrWords, "ask the requester to read the words again; if they still differ, somebody changed the request: do not approve it"},
 		{config.ErrHome, "an invite comes from `mandos-escrow admin add NAME --role ROLE --state DIR` on the server"},
-		{seal.ErrPassphrase, "nothing was changed; run the same command again with the right passphrase"},
+		{seal.ErrPassphrase, "nothing was changed; a copy of a key keeps the passphrase that it had when it was made"},
 		{cryptsetup.ErrPassphrase, "nothing was changed; a passphrase file is used byte for byte, with and without its last newline"},
-		{luks.ErrNotLUKS, "`mandos-escrow volume inspect DEV` shows what is there"},
 		{store.ErrInUse, "end the other process first, or let `--state` reach it through its control socket"},
-		{server.ErrState, "--state names the folder of `mandos-escrow server init`"},
 	} {
 		if errors.Is(err, h.target) {
 			return h.text

@@ -28,15 +28,26 @@ and the passphrase can open packets without the server.`,
 		Example: `  mandos-escrow master export --private --state DIR --out master-key.asc`,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var key api.Text
-			method, path := "GET", "/v1/master"
-			if private {
-				method, path = "POST", "/v1/master/export"
-			}
-			if err := g.call(cmd.Context(), method, path, nil, &key); err != nil {
+			s, err := g.connect(cmd.Context())
+			if err != nil {
 				return err
 			}
-			return g.write(out, []byte(key.Text))
+			defer s.close()
+			var key api.Text
+			if !private {
+				if err := s.Call(cmd.Context(), "GET", "/v1/master", nil, &key); err != nil {
+					return err
+				}
+				return g.write(out, []byte(key.Text))
+			}
+			if err := s.Call(cmd.Context(), "POST", "/v1/master/export", nil, &key); err != nil {
+				return err
+			}
+			if err := g.write(out, []byte(key.Text)); err != nil {
+				return err
+			}
+			// Only now does the server stop to ask for it.
+			return s.Call(cmd.Context(), "POST", "/v1/master/saved", nil, nil)
 		},
 	}
 	cmd.Flags().BoolVar(&private, "private", false, "the private half, under its passphrase")

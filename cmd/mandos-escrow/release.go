@@ -270,7 +270,21 @@ func openPacket(g *globals, o recoverOptions, path string) (*escrow.Opened, erro
 		return nil, err
 	}
 	defer secret.Wipe(password)
-	return escrow.OpenOffline(text, password)
+	return openOneTime(path, text, password)
+}
+
+// openOneTime tries a one-time password as it was read, then as it would be
+// with the dashes that somebody left out, or in capitals.
+func openOneTime(path string, text, password []byte) (*escrow.Opened, error) {
+	opened, err := escrow.OpenOffline(text, password)
+	if again := secret.NormalizeOneTime(password); errors.Is(err, escrow.ErrIntegrity) && again != nil && !bytes.Equal(again, password) {
+		defer secret.Wipe(again)
+		opened, err = escrow.OpenOffline(text, again)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: wrong one-time password, or a damaged packet (they cannot be told apart): %w", path, err)
+	}
+	return opened, nil
 }
 
 // openSealed opens an exported packet with the trustee's own key, off-line.
@@ -340,7 +354,11 @@ func restore(ctx context.Context, g *globals, opened *escrow.Opened, device stri
 		key.VolumeKey = opened.VolumeKey.Key
 	}
 	var tool cryptsetup.Tool
-	if err := tool.AddKey(ctx, device, key, passphrase, free[0], false); err != nil {
+	err = tool.AddKey(ctx, device, key, passphrase, free[0], false)
+	if errors.Is(err, cryptsetup.ErrPassphrase) {
+		return fmt.Errorf("%w: %s", errStale, device)
+	}
+	if err != nil {
 		return err
 	}
 	if _, err := tool.Test(ctx, device, passphrase, free[0]); err != nil {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -55,6 +57,9 @@ func runServerInit(g *globals, o initOptions) error {
 	}
 	if o.masterKey != "" && o.passphraseFile != "" {
 		return usage("--master-key is a public half and has no passphrase: leave --master-passphrase-file out")
+	}
+	if err := o.Check(); err != nil {
+		return usage("server init: %v", err)
 	}
 	now := time.Now()
 	var master server.Master
@@ -130,7 +135,7 @@ func newServerStatus(g *globals) *cobra.Command {
 }
 
 func runServerStatus(ctx context.Context, g *globals, wait time.Duration) error {
-	if g.state == "" && g.home == "" {
+	if _, err := os.Stat(defaultState); err == nil && g.state == "" && g.home == "" {
 		g.state = defaultState
 	}
 	var st api.Status
@@ -148,8 +153,13 @@ func runServerStatus(ctx context.Context, g *globals, wait time.Duration) error 
 		if err == nil {
 			return printStatus(g, st)
 		}
-		if !errors.Is(err, api.ErrUnreachable) || !time.Now().Before(deadline) {
-			return fmt.Errorf("no server runs on %s: %w", g.state, err)
+		switch {
+		case !errors.Is(err, api.ErrUnreachable):
+			return err
+		case errors.Is(err, fs.ErrPermission):
+			return fmt.Errorf("the server of %s: %w: be root, or its user", g.state, fs.ErrPermission)
+		case !time.Now().Before(deadline):
+			return fmt.Errorf("%w on %s", errNotRunning, g.state)
 		}
 		select {
 		case <-ctx.Done():

@@ -72,6 +72,12 @@ type Enroll struct {
 	Registration []byte `json:"registration"`
 }
 
+// Enrolled is the reply to Enroll.
+type Enrolled struct {
+	Policy
+	Namesakes int `json:"namesakes"` // other machines of the same name
+}
+
 // MachineVolume is what a server holds of one volume of the calling machine.
 type MachineVolume struct {
 	UUID     string `json:"uuid"`
@@ -226,6 +232,11 @@ type AdminInfo struct {
 	KeyID   identity.KeyID `json:"key_id,omitempty"` // none before the first login
 	Created time.Time      `json:"created"`
 	Removed bool           `json:"removed,omitempty"`
+}
+
+// Removed is what is left after an administrator was removed.
+type Removed struct {
+	Approvers int `json:"approvers"` // who may still approve
 }
 
 // Name names one thing.

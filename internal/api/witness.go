@@ -27,6 +27,10 @@ var ErrSetBack = errors.New("the server shows an older audit log than it has sho
 // Witness keeps the newest head that a server has shown, in a file, and shows
 // it to the server with every call.
 type Witness struct {
+	// Warn, if set, is told when the server was set back and an administrator
+	// let it serve again.
+	Warn func(text string)
+
 	path   string
 	server identity.KeyID
 	mu     sync.Mutex
@@ -51,8 +55,19 @@ func (w *Witness) Seen(server identity.Public) (store.Head, error) {
 
 // Kept returns the newest head seen, without a server's key at hand to check
 // the signature again; the file lies in the caller's own folder.
-func (w *Witness) Kept() (store.Head, error) {
-	signed, err := os.ReadFile(w.path)
+func (w *Witness) Kept() (store.Head, error) { return kept(w.path) }
+
+// Before returns the last head that was seen before a server was set back and
+// confirmed; the zero Head if that was never, or was acknowledged.
+func (w *Witness) Before() (store.Head, error) { return kept(w.beforePath()) }
+
+// Acknowledge forgets the head that Before returns.
+func (w *Witness) Acknowledge() error { return config.Remove(w.beforePath()) }
+
+func (w *Witness) beforePath() string { return w.path + ".before" }
+
+func kept(path string) (store.Head, error) {
+	signed, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return store.Head{}, nil
 	}
@@ -112,8 +127,30 @@ func (w *Witness) see(reply *http.Response, shown []byte) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if newest, err := w.Seen(key); err != nil || !head.Newer(newest) {
+	newest, err := w.Seen(key)
+	if err != nil || !head.Newer(newest) {
 		return err
 	}
+	if newest.Seq > 0 && head.Epoch > newest.Epoch {
+		if err := w.rememberBefore(); err != nil {
+			return err
+		}
+	}
 	return config.Replace(w.path, signed)
+}
+
+// rememberBefore keeps the last head of an epoch that is over: a new epoch lets
+// the server show a shorter log, and this head tells what is missing in it.
+func (w *Witness) rememberBefore() error {
+	if w.Warn != nil {
+		w.Warn("the server was set back, and an administrator let it serve again; `mandos-escrow audit verify` tells what its log has lost")
+	}
+	if _, err := os.Lstat(w.beforePath()); err == nil {
+		return nil // an older loss, not acknowledged yet
+	}
+	last, err := os.ReadFile(w.path)
+	if err != nil {
+		return err
+	}
+	return config.Replace(w.beforePath(), last)
 }

@@ -21,6 +21,9 @@ import (
 // ErrHome: a folder that is not an administrator's home, or not fully one.
 var ErrHome = errors.New("administrator's home")
 
+// ErrNoRequest: a home that holds no such request of its own.
+var ErrNoRequest = errors.New("request")
+
 // Home is an administrator's folder: an identity that never leaves it, the
 // servers that it is known to, what those have pinned, and the one-off keys of
 // open requests.
@@ -197,11 +200,11 @@ func (h Home) FindRequest(word string) (string, error) {
 	}
 	switch len(fits) {
 	case 0:
-		return "", fmt.Errorf("%w: %s made no request %q that is still to be released; only the home that made a request can collect it", ErrHome, h.Dir, word)
+		return "", fmt.Errorf("%w: %s has none %q to collect; only the home that made a request can, and only once: was it released already, make a new one", ErrNoRequest, h.Dir, word)
 	case 1:
 		return fits[0], nil
 	}
-	return "", fmt.Errorf("%w: %q could be several requests:\n  %s", ErrHome, word, strings.Join(fits, "\n  "))
+	return "", fmt.Errorf("%w: %q could be several:\n  %s", ErrNoRequest, word, strings.Join(fits, "\n  "))
 }
 
 // KeepRelease keeps a release, which only the one-off key opens, until it was

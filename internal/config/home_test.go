@@ -64,7 +64,7 @@ func TestNoHome(t *testing.T) {
 	if m, err := home.Memberships(); err != nil || len(m) != 0 {
 		t.Errorf("%v, %v", m, err)
 	}
-	if _, err := home.FindRequest("abcd"); !errors.Is(err, ErrHome) {
+	if _, err := home.FindRequest("abcd"); !errors.Is(err, ErrNoRequest) {
 		t.Error(err)
 	}
 	if _, err := os.Lstat(home.Dir); !errors.Is(err, fs.ErrNotExist) {
@@ -132,8 +132,8 @@ func TestFindRequest(t *testing.T) {
 			t.Errorf("%q: %q, %v", word, id, err)
 		}
 	}
-	for word, part := range map[string]string{"aabb": "aabb11\n  aabb22", "": "made no request", "d": "made no request", "../x": "made no request"} {
-		if id, err := home.FindRequest(word); !errors.Is(err, ErrHome) || !strings.Contains(err.Error(), part) {
+	for word, part := range map[string]string{"aabb": "aabb11\n  aabb22", "": "has none", "d": "has none", "../x": "has none"} {
+		if id, err := home.FindRequest(word); !errors.Is(err, ErrNoRequest) || !strings.Contains(err.Error(), part) {
 			t.Errorf("%q: %q, %v", word, id, err)
 		}
 	}

@@ -35,6 +35,8 @@ var (
 	ErrPolicy = errors.New("the server shows another policy than the token names")
 	// ErrFull: no free keyslot; nothing was changed.
 	ErrFull = errors.New("no free keyslot")
+	// ErrName: another name than the one that the machine enrolled with.
+	ErrName = errors.New("another name")
 	// ErrOther: the machine is enrolled with other servers.
 	ErrOther = errors.New("this machine is enrolled with other servers")
 )

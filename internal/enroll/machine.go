@@ -20,11 +20,23 @@ import (
 // maxName is how long a server lets a machine's name be, in bytes.
 const maxName = 100
 
+func (e *enrolment) namePath() string { return e.path(RunningFolder, "name") }
+
+// setName takes the name of the first enrolment: packets carry it, so another
+// one would make people look for a machine that nobody knows.
 func (e *enrolment) setName() error {
-	if e.name = e.Name; e.name == "" {
+	kept, err := os.ReadFile(e.namePath())
+	switch e.name = e.Name; {
+	case err == nil && e.name != "" && e.name+"\n" != string(kept):
+		return fmt.Errorf("%w: this machine enrolled as %s, and its packets carry that name; leave --name out, and rename it at the server with `mandos-escrow machine set`", ErrName, strings.TrimSuffix(string(kept), "\n"))
+	case err == nil:
+		e.name = strings.TrimSuffix(string(kept), "\n")
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	case e.name == "":
 		e.name = hostname(e.Root)
 	}
-	err := record.Printable(e.name)
+	err = record.Printable(e.name)
 	if err == nil && len(e.name) > maxName {
 		err = fmt.Errorf("longer than %d bytes", maxName)
 	}
@@ -32,6 +44,13 @@ func (e *enrolment) setName() error {
 		return fmt.Errorf("machine name %q: %w; give another with --name", e.name, err)
 	}
 	return nil
+}
+
+func (e *enrolment) keepName() error {
+	if _, err := os.Lstat(e.namePath()); err == nil {
+		return nil
+	}
+	return config.Replace(e.namePath(), []byte(e.name+"\n"))
 }
 
 // hostname prefers the name that the new system will have: in %post the kernel

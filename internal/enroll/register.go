@@ -60,12 +60,18 @@ func (e *enrolment) register(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	var shown api.Policy
+	var shown api.Enrolled
 	if err := e.client.Call(ctx, "POST", "/v1/enroll", api.Enroll{Secret: mine.Secret, Registration: registration}, &shown); err != nil {
 		return err
 	}
-	if err := e.pin(shown); err != nil {
+	if err := e.pin(shown.Policy); err != nil {
 		return err
+	}
+	if err := e.keepName(); err != nil {
+		return err
+	}
+	if shown.Namesakes > 0 {
+		e.Progress("warning: %s knows %d other machines named %s; tell them apart by key ID, or rename one with `mandos-escrow machine set KEY-ID --name NAME`", mine.Name, shown.Namesakes, e.name)
 	}
 	e.Progress("registered %s at %s", e.name, mine.Name)
 	e.Checkpoint("registered")

@@ -116,7 +116,19 @@ func TestHostname(t *testing.T) {
 	if err := os.WriteFile(m.root+"/etc/hostname", []byte("evil\x1b[2J\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	m.refused(t, j, nil)
+	mustRun(t, j) // the name of the first enrolment stays
+	if got := m.record(t).Name; got != "of-the-new-system" {
+		t.Errorf("enrolled again as %q", got)
+	}
+	j.Name = "payroll-server"
+	m.refused(t, j, ErrName)
+	other := newMachine(t, sharedSite(t), luks.Type1)
+	if err := os.WriteFile(other.root+"/etc/hostname", []byte("evil\x1b[2J\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	j = other.job()
+	j.Name = ""
+	other.refused(t, j, nil)
 }
 
 func TestModes(t *testing.T) {

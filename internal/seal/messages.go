@@ -27,6 +27,9 @@ var (
 	ErrSigner = errors.New("message is not signed by the expected key")
 )
 
+// errNotOpened ends go-crypto's asking for further passphrases.
+var errNotOpened = errors.New("the passphrase opens nothing")
+
 // maxMessage bounds what is opened; the largest packet payload has about 30 KB.
 const maxMessage = 1 << 20
 
@@ -155,7 +158,7 @@ func decryptSymmetric(message, passphrase []byte) ([]byte, error) {
 	asked := false
 	md, err := openpgp.ReadMessage(bytes.NewReader(message), nil, func([]openpgp.Key, bool) ([]byte, error) {
 		if asked {
-			return nil, ErrIntegrity
+			return nil, errNotOpened
 		}
 		asked = true
 		return passphrase, nil
@@ -233,7 +236,7 @@ func PassphraseReader(r io.Reader, passphrase []byte) (io.Reader, error) {
 	asked := false
 	md, err := openpgp.ReadMessage(io.MultiReader(bytes.NewReader(start), r), nil, func([]openpgp.Key, bool) ([]byte, error) {
 		if asked {
-			return nil, ErrIntegrity
+			return nil, errNotOpened
 		}
 		asked = true
 		return passphrase, nil

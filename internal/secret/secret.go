@@ -4,6 +4,7 @@
 package secret
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/base32"
 	"encoding/base64"
@@ -40,8 +41,10 @@ func BootPassphrase() []byte {
 	return base64.RawURLEncoding.AppendEncode(nil, raw)
 }
 
-// oneTime leaves out l, o, 0 and 1, which are taken for each other.
-var oneTime = base32.NewEncoding("abcdefghijkmnpqrstuvwxyz23456789").WithPadding(base32.NoPadding)
+// oneTimeAlphabet leaves out l, o, 0 and 1, which are taken for each other.
+const oneTimeAlphabet = "abcdefghijkmnpqrstuvwxyz23456789"
+
+var oneTime = base32.NewEncoding(oneTimeAlphabet).WithPadding(base32.NoPadding)
 
 // OneTimePassword returns 80 random bits as 16 characters in groups of four,
 // `abcd-efgh-ijkm-npqr`.
@@ -50,6 +53,10 @@ func OneTimePassword() []byte {
 	defer Wipe(raw)
 	text := oneTime.AppendEncode(nil, raw)
 	defer Wipe(text)
+	return inGroups(text)
+}
+
+func inGroups(text []byte) []byte {
 	grouped := make([]byte, 0, 19)
 	for i := 0; i < len(text); i += 4 {
 		if i > 0 {
@@ -58,6 +65,25 @@ func OneTimePassword() []byte {
 		grouped = append(grouped, text[i:i+4]...)
 	}
 	return grouped
+}
+
+// NormalizeOneTime returns a one-time password as OneTimePassword writes it,
+// from one that was typed in capitals or without its dashes; nil if it is none.
+func NormalizeOneTime(typed []byte) []byte {
+	letters := make([]byte, 0, 16)
+	for _, c := range bytes.ToLower(typed) {
+		switch {
+		case c == '-' || c == ' ':
+		case len(letters) == 16 || bytes.IndexByte([]byte(oneTimeAlphabet), c) < 0:
+			return nil
+		default:
+			letters = append(letters, c)
+		}
+	}
+	if len(letters) != 16 {
+		return nil
+	}
+	return inGroups(letters)
 }
 
 // Limits of a chosen passphrase.

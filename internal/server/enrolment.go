@@ -29,7 +29,7 @@ func (s *Server) enroll(c call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out api.Policy
+	var out api.Enrolled
 	return &out, s.store.Update(func(tx *store.Tx) error {
 		token, err := tx.TokenBySecret(sha256.Sum256(in.Secret))
 		if errors.Is(err, store.ErrNotFound) {
@@ -45,11 +45,28 @@ func (s *Server) enroll(c call) (any, error) {
 		if err := tx.PutToken(used); err != nil {
 			return err
 		}
-		if out, err = currentPolicy(tx); err != nil {
+		if out.Policy, err = currentPolicy(tx); err != nil {
+			return err
+		}
+		if out.Namesakes, err = namesakes(tx, reg); err != nil {
 			return err
 		}
 		return s.register(tx, c, reg, used)
 	})
+}
+
+// namesakes counts the other machines that have a machine's name: it is a
+// label, and may stand twice, but people should know.
+func namesakes(tx *store.Tx, reg *api.Registration) (n int, err error) {
+	for m, err := range tx.Machines() {
+		if err != nil {
+			return 0, err
+		}
+		if m.Name == reg.Name && m.KeyID != reg.Boot.KeyID() {
+			n++
+		}
+	}
+	return n, nil
 }
 
 func (s *Server) register(tx *store.Tx, c call, reg *api.Registration, token store.Token) error {

@@ -59,6 +59,7 @@ var routes = []route{
 	{"GET /v1/policy", viewer, "", false, (*Server).policy},
 	{"GET /v1/master", viewer, "", false, (*Server).master},
 	{"POST /v1/master/export", admin, "", false, (*Server).masterExport},
+	{"POST /v1/master/saved", admin, "", false, (*Server).masterSaved},
 	{"PUT /v1/master", admin, "", false, (*Server).masterReplace},
 	{"GET /v1/audit", viewer, "", true, (*Server).audit},
 

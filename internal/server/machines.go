@@ -220,12 +220,19 @@ func named(tx *store.Tx, in api.Change) ([]unlock.Machine, error) {
 		default:
 			lines := []string{}
 			for _, m := range fits {
-				lines = append(lines, fmt.Sprintf("%s %s", m.KeyID.Short(), m.Name))
+				lines = append(lines, fmt.Sprintf("%s  %s, %s, last boot %s, volumes %s", m.KeyID.Short(), m.Name, stateOf(m, time.Now()), lastBoot(m), strings.Join(m.Volumes, " ")))
 			}
 			return nil, api.Errorf(api.CodeAmbiguous, "%q could be %d machines; name one by its key ID:\n  %s", word, len(fits), strings.Join(lines, "\n  "))
 		}
 	}
 	return out, nil
+}
+
+func lastBoot(m unlock.Machine) string {
+	if m.LastReleased.IsZero() {
+		return "never"
+	}
+	return m.LastReleased.UTC().Format("2006-01-02 15:04")
 }
 
 // isPrefix reports whether word is what or at least 4 characters of its start.

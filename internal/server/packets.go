@@ -150,6 +150,11 @@ func findVolume(tx *store.Tx, word string) (escrow.Entry, error) {
 	e, err := only(tx, "volume", word, func(e escrow.Entry) bool {
 		return isPrefix(word, e.Volume.UUID) || e.Machine == word || isPrefix(word, string(e.KeyID))
 	}, func(e escrow.Entry) string { return e.Volume.UUID })
+	if api.CodeOf(err) == api.CodeNotFound {
+		if e, err := findPacket(tx, word); err == nil { // the beginning of a packet's id
+			return e, nil
+		}
+	}
 	if err != nil {
 		return e, err
 	}

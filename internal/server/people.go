@@ -89,9 +89,13 @@ func (s *Server) adminRemove(c call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, s.store.Update(func(tx *store.Tx) error {
+	var left api.Removed
+	return &left, s.store.Update(func(tx *store.Tx) error {
 		a, err := tx.AdminByName(in.Name)
-		if err != nil || a.Removed {
+		switch {
+		case err == nil && a.Removed:
+			return api.Errorf(api.CodeNotFound, "administrator %q was removed before", in.Name)
+		case err != nil:
 			return api.Errorf(api.CodeNotFound, "there is no administrator %q; `mandos-escrow admin list` shows them", in.Name)
 		}
 		a.Removed, a.InviteHash, a.InviteExpires = true, [32]byte{}, time.Time{}
@@ -101,8 +105,24 @@ func (s *Server) adminRemove(c call) (any, error) {
 		if err := withdraw(tx, c, a); err != nil {
 			return err
 		}
+		if left.Approvers, err = approvers(tx); err != nil {
+			return err
+		}
 		return c.record(tx, store.Event{Action: "admin.remove", Detail: a.Name})
 	})
+}
+
+// approvers counts who may approve a recovery.
+func approvers(tx *store.Tx) (n int, err error) {
+	for a, err := range tx.Admins() {
+		if err != nil {
+			return 0, err
+		}
+		if !a.Removed && a.Role.Allows(store.Approver) {
+			n++
+		}
+	}
+	return n, nil
 }
 
 // withdraw takes back what a removed administrator had approved and nobody has

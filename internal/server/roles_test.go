@@ -20,6 +20,7 @@ var matrix = map[string]string{
 	"GET /v1/policy":                      "- - y y y y y",
 	"GET /v1/master":                      "- - y y y y y",
 	"POST /v1/master/export":              "- - - - - y y",
+	"POST /v1/master/saved":               "- - - - - y y",
 	"PUT /v1/master":                      "- - - - - y y",
 	"GET /v1/audit":                       "- - y y y y y",
 	"POST /v1/login":                      "y h y y y y h",

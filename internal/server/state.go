@@ -83,7 +83,8 @@ func parseSettings(data []byte) (Settings, error) {
 	return s, nil
 }
 
-func (s Settings) check() error {
+// Check refuses settings that no server can have.
+func (s Settings) Check() error {
 	switch err := record.Printable(s.Name); {
 	case err != nil || len(s.Name) > api.MaxName:
 		return fmt.Errorf("server name %q: it must be 1 to %d printable bytes", s.Name, api.MaxName)
@@ -116,7 +117,7 @@ type Master struct {
 
 // Init makes a state folder. What an interrupted Init left is made anew.
 func Init(dir string, s Settings, master Master, now time.Time) error {
-	if err := s.check(); err != nil {
+	if err := s.Check(); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {

@@ -156,9 +156,16 @@ func (s *Server) masterExport(c call) (any, error) {
 			return api.Errorf(api.CodeNotFound, "this server never had its master key's private half: it is where it was made")
 		}
 		out.Text = string(key)
+		return c.record(tx, store.Event{Action: "master.export"})
+	})
+}
+
+// masterSaved notes that an exported private half is on somebody's disk.
+func (s *Server) masterSaved(c call) (any, error) {
+	return nil, s.store.Update(func(tx *store.Tx) error {
 		return errors.Join(
 			store.MasterExported.Put(tx, c.now),
-			c.record(tx, store.Event{Action: "master.export"}),
+			c.record(tx, store.Event{Action: "master.saved"}),
 		)
 	})
 }
