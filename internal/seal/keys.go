@@ -31,9 +31,6 @@ var (
 	ErrMismatch   = errors.New("private key does not belong to the public key")
 )
 
-// maxKeySize bounds an armored key; ours have 1 KB, RSA 4096 pairs 7 KB.
-const maxKeySize = 64 << 10
-
 // PublicKey is a key that messages can be sealed to.
 type PublicKey struct{ entity *openpgp.Entity }
 
@@ -129,21 +126,8 @@ func armored(kind string, write func(io.Writer) error) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-func parseEntity(text []byte) (*openpgp.Entity, error) {
-	if len(text) > maxKeySize {
-		return nil, fmt.Errorf("%w: longer than %d bytes", ErrKey, maxKeySize)
-	}
-	list, err := openpgp.ReadArmoredKeyRing(bytes.NewReader(text))
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrKey, err)
-	}
-	if len(list) != 1 {
-		return nil, fmt.Errorf("%w: %d keys in one text, one is needed", ErrKey, len(list))
-	}
-	return list[0], nil
-}
-
 // ParsePublic reads one armored key; a private one is cut to its public half.
+// Errors: ErrKey.
 func ParsePublic(text []byte) (*PublicKey, error) {
 	entity, err := parseEntity(text)
 	if err != nil {
@@ -159,7 +143,10 @@ func ParsePublic(text []byte) (*PublicKey, error) {
 // ParsePrivate reads one armored private key and unlocks it. A nil passphrase
 // is for a key that is not protected. The halves are proved to belong together
 // before the key is used, so that a public half that somebody overwrote cannot
-// make the private one leak (Klima and Rosa, 2001; "Victory by KO", 2022).
+// make the private one leak (Klima and Rosa, 2001; "Victory by KO", 2022). Its
+// protection must be GnuPG's (iterated and salted S2K, AES): that of another, like
+// Argon2, is refused before it costs anything. Errors: ErrKey, ErrPassphrase,
+// ErrMismatch.
 func ParsePrivate(text, passphrase []byte) (*PrivateKey, error) {
 	entity, err := parseEntity(text)
 	if err != nil {

@@ -71,6 +71,9 @@ func finish(w io.WriteCloser, err error, plain []byte) error {
 // key did not sign is refused. Nothing is returned before all of it was
 // authenticated.
 func Decrypt(message []byte, key *PrivateKey, signedBy *PublicKey) ([]byte, error) {
+	if err := checkKeyMessage(bytes.NewReader(message)); err != nil {
+		return nil, err
+	}
 	ring := openpgp.EntityList{key.entity}
 	if signedBy != nil && signedBy.entity != key.entity {
 		ring = append(ring, signedBy.entity)
@@ -152,7 +155,7 @@ func DecryptPassphrase(text, passphrase []byte) ([]byte, error) {
 }
 
 func decryptSymmetric(message, passphrase []byte) ([]byte, error) {
-	if err := checkStretching(message); err != nil {
+	if err := checkPassphraseMessage(bytes.NewReader(message)); err != nil {
 		return nil, err
 	}
 	asked := false
@@ -167,17 +170,6 @@ func decryptSymmetric(message, passphrase []byte) ([]byte, error) {
 		return nil, fmt.Errorf("%w: %w", ErrIntegrity, err)
 	}
 	return readAll(md)
-}
-
-// checkStretching demands that the message starts with a version 4 session key
-// packet for AES-256 whose S2K is iterated and salted (RFC 4880, 5.3 and
-// 3.7.1.3): its cost is bounded, that of others (Argon2) is not.
-func checkStretching(message []byte) error {
-	if len(message) < 6 || message[0] != 0xC0|3 || message[1] >= 192 ||
-		message[2] != 4 || message[3] != byte(packet.CipherAES256) || message[4] != 3 {
-		return fmt.Errorf("%w: does not start with an AES-256 session key under a passphrase", ErrIntegrity)
-	}
-	return nil
 }
 
 func readConfig() *packet.Config {
@@ -226,15 +218,12 @@ func PassphraseWriter(w io.Writer, passphrase []byte, now time.Time) (io.WriteCl
 // PassphraseReader opens what PassphraseWriter sealed. What it gives is not
 // authenticated before it has returned io.EOF: use nothing of it until then.
 func PassphraseReader(r io.Reader, passphrase []byte) (io.Reader, error) {
-	start := make([]byte, 6)
-	if _, err := io.ReadFull(r, start); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrIntegrity, err)
-	}
-	if err := checkStretching(start); err != nil {
+	var start bytes.Buffer
+	if err := checkPassphraseMessage(io.TeeReader(r, &start)); err != nil {
 		return nil, err
 	}
 	asked := false
-	md, err := openpgp.ReadMessage(io.MultiReader(bytes.NewReader(start), r), nil, func([]openpgp.Key, bool) ([]byte, error) {
+	md, err := openpgp.ReadMessage(io.MultiReader(&start, r), nil, func([]openpgp.Key, bool) ([]byte, error) {
 		if asked {
 			return nil, errNotOpened
 		}
