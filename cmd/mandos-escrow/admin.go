@@ -34,16 +34,40 @@ tokens and administrators. Nobody approves their own request.`,
 			if role == "" {
 				return usage("admin add needs --role viewer, helpdesk, approver or admin")
 			}
-			var invite api.Text
-			if err := g.call(cmd.Context(), "POST", "/v1/admins", api.NewAdmin{Name: args[0], Role: role}, &invite); err != nil {
+			s, err := g.connect(cmd.Context())
+			if err != nil {
 				return err
 			}
-			fmt.Fprintln(g.out, invite.Text)
+			defer s.close()
+			var reply api.Text
+			if err := s.Call(cmd.Context(), "POST", "/v1/admins", api.NewAdmin{Name: args[0], Role: role}, &reply); err != nil {
+				return err
+			}
+			text, err := s.checkedInvite(reply.Text, args[0])
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(g.out, text)
 			return nil
 		},
 	}
 	cmd.Flags().StringVar(&role, "role", "", "viewer, helpdesk, approver or admin")
 	return g.withState(cmd, "")
+}
+
+// checkedInvite is checkedToken for an invite.
+func (s *session) checkedInvite(text, name string) (string, error) {
+	invite, err := api.ParseInvite([]byte(text))
+	if err != nil {
+		return "", err
+	}
+	if s.key != nil {
+		pinned := s.membership
+		if invite.PolicyDigest != pinned.Policy.Digest() || invite.Server.KeyID != pinned.Server.KeyID || invite.Name != name {
+			return "", fmt.Errorf("%w: the server made an invite for another policy, server or person", errForeign)
+		}
+	}
+	return invite.Text()
 }
 
 func newAdminList(g *globals) *cobra.Command {

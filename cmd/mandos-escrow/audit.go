@@ -125,11 +125,27 @@ func runAuditVerify(ctx context.Context, g *globals, acknowledge bool) error {
 		g.say("this proves that the log is a whole chain; `audit verify --home DIR` proves that it goes on from what an administrator has seen")
 		return nil
 	}
+	if err := s.checkShown(events); err != nil {
+		return err
+	}
 	if err := s.checkSeen(g, events, seen, acknowledge); err != nil {
 		return err
 	}
 	fmt.Fprintf(g.out, "consistent, and goes on from the head seen last (entry %d): %d entries, head %s\n", seen.Seq, head.Seq, head.Hash)
 	return nil
+}
+
+// checkShown proves that the log is the one whose head the server signed with
+// its replies; what was added since the last page is newer than all of it.
+func (s *session) checkShown(events []store.Event) error {
+	shown, err := s.witness().Kept()
+	if err != nil {
+		return err
+	}
+	if last := events[len(events)-1].Seq; shown.Seq > last {
+		return fmt.Errorf("%w: the server signed entry %d and shows %d entries; was it busy, run the command again", store.ErrAudit, shown.Seq, last)
+	}
+	return extends(events, shown)
 }
 
 // checkSeen proves that what this home has seen is in the log: the newest head,

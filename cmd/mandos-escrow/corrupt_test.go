@@ -79,6 +79,7 @@ type corrupt struct {
 	key    *identity.Key
 	packet *escrow.Packet
 	head   []byte // signed, if replies have one
+	text   string // of a token or an invite
 
 	material func(*api.Material)
 	released func(*api.Release)
@@ -150,6 +151,12 @@ func (c *corrupt) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		release := api.Release{Request: c.filed, Packet: corruptKeys().raw[c.packet], Approvals: c.approved}
 		c.released(&release)
 		out = release
+	case path == "/v1/tokens" || path == "/v1/admins":
+		out = api.Text{Text: c.text}
+	case path == "/v1/machines":
+		out = []api.Machine{}
+	case path == "/v1/policy":
+		out = api.Policy{Policy: "\x1b]0;evil\a"}
 	default:
 		w.WriteHeader(http.StatusNotFound)
 		out = api.Errorf(api.CodeNotFound, "not here")
@@ -510,5 +517,81 @@ func TestOtherServerKey(t *testing.T) {
 	c.approve(exitRefused, "another key than the pinned one", id, words, "missing.pass")
 	if len(c.calls) != calls {
 		t.Errorf("it was asked: %v", c.calls[calls:])
+	}
+}
+
+// A token made through a home vouches for what that home has pinned.
+func TestCorruptTokensAndInvites(t *testing.T) {
+	k := corruptKeys()
+	c := newCorrupt(t)
+	secret := make([]byte, 16)
+	here := unlock.Server{Name: "srv", KeyID: c.key.KeyID(), Addresses: []string{"127.0.0.1:1"}}
+	elsewhere := unlock.Server{Name: "srv", KeyID: k.thief.KeyID(), Addresses: []string{"127.0.0.1:1"}}
+	token := func(p escrow.Policy, servers ...unlock.Server) string {
+		tok := api.Token{PolicyDigest: p.Digest(), Threshold: p.Threshold}
+		for _, s := range servers {
+			tok.Servers = append(tok.Servers, api.TokenServer{Server: s, Secret: secret})
+		}
+		return must(tok.Text())
+	}
+	invite := func(p escrow.Policy, s unlock.Server, name string) string {
+		return must(api.Invite{PolicyDigest: p.Digest(), Server: s, Name: name, Secret: secret}.Text())
+	}
+	for name, text := range map[string]string{
+		"policy": token(k.otherPolicy, here), "server": token(k.policy, elsewhere), "one more server": token(k.policy, here, elsewhere),
+	} {
+		c.text = text
+		if out := c.command("alice", exitRefused, "another policy or another server", "token", "create"); out != "" {
+			t.Errorf("%s: printed %q", name, out)
+		}
+	}
+	for name, text := range map[string]string{
+		"policy": invite(k.otherPolicy, here, "eve"), "server": invite(k.policy, elsewhere, "eve"), "person": invite(k.policy, here, "mallory"),
+	} {
+		c.text = text
+		if out := c.command("alice", exitRefused, "another policy, server or person", "admin", "add", "eve", "--role", "viewer"); out != "" {
+			t.Errorf("%s: printed %q", name, out)
+		}
+	}
+	c.text = "\x1b[2Jmet1.junk"
+	c.command("alice", exitIntegrity, "", "token", "create")
+	c.text = token(k.policy, here)
+	if out := c.command("alice", exitDone, "", "token", "create"); out != c.text+"\n" {
+		t.Errorf("an honest token: %q", out)
+	}
+}
+
+func TestCorruptAnswersWithAnotherVolume(t *testing.T) {
+	c := newCorrupt(t)
+	c.packet = corruptKeys().otherPacket
+	c.command("bob", exitRefused, "asked for", "recover", "--request", "--volume", "laptop7", "--reason", "forgot it")
+	if c.filed != nil {
+		t.Error("a request was filed")
+	}
+}
+
+func TestCorruptListsAndTexts(t *testing.T) {
+	c := newCorrupt(t)
+	c.command("alice", exitFailed, "0 machines", "machine", "show", "laptop7")
+	if out := c.command("alice", exitIntegrity, "", "policy", "show"); out != "" {
+		t.Errorf("printed %q", out)
+	}
+}
+
+// What cannot be told was not done.
+func TestFullStandardOutput(t *testing.T) {
+	c := newCorrupt(t)
+	k := corruptKeys()
+	c.text = must(api.Token{
+		PolicyDigest: k.policy.Digest(), Threshold: 1,
+		Servers: []api.TokenServer{{Server: unlock.Server{Name: "srv", KeyID: c.key.KeyID(), Addresses: []string{"127.0.0.1:1"}}, Secret: make([]byte, 16)}},
+	}.Text())
+	full := must(os.OpenFile("/dev/full", os.O_WRONLY, 0))
+	defer full.Close()
+	var errOut bytes.Buffer
+	for _, args := range [][]string{{"token", "create"}, {"recover", "--request", "--volume", "laptop7", "--reason", "r"}} {
+		if got := run(append([]string{"--home", c.home("bob")}, args...), strings.NewReader(""), full, &errOut); got != exitFailed {
+			t.Errorf("%v: exit %d", args, got)
+		}
 	}
 }

@@ -18,8 +18,8 @@ func newMachine(g *globals) *cobra.Command {
 		newMachineList(g), newMachineShow(g), newMachineSet(g),
 		newMachineChange(g, "enable", "let machines boot", "enabled", api.Change{Enable: &yes}),
 		newMachineChange(g, "disable", "give machines nothing from now on, whatever happens", "disabled", api.Change{Enable: &no}),
-		newMachineChange(g, "approve", "approve the boot that waits, or the next one", "approved", api.Change{Approve: &yes}),
-		newMachineChange(g, "deny", "deny the boot that waits, or the next one", "denied", api.Change{Approve: &no}),
+		newMachineChange(g, "approve", "approve the boot that waits; holds for approval_duration", "approved", api.Change{Approve: &yes}),
+		newMachineChange(g, "deny", "deny the boot that waits; holds for approval_duration (disable is for good)", "denied", api.Change{Approve: &no}),
 		newMachineChange(g, "remove", "forget machines and their sealed blobs; their packets stay", "removed", api.Change{Remove: true}),
 	)
 	return cmd
@@ -59,6 +59,9 @@ func newMachineShow(g *globals) *cobra.Command {
 			var found []api.Machine
 			if err := g.call(cmd.Context(), "GET", "/v1/machines?machine="+queryEscape(args[0]), nil, &found); err != nil {
 				return err
+			}
+			if len(found) != 1 {
+				return fmt.Errorf("%w: %d machines in place of one", api.ErrReply, len(found))
 			}
 			if g.json {
 				return g.printJSON(found[0])

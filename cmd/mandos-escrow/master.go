@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mandos-escrow/escrow"
 	"mandos-escrow/internal/api"
 	"mandos-escrow/internal/seal"
 	"mandos-escrow/internal/secret"
@@ -38,10 +39,21 @@ and the passphrase can open packets without the server.`,
 				if err := s.Call(cmd.Context(), "GET", "/v1/master", nil, &key); err != nil {
 					return err
 				}
-				return g.write(out, []byte(key.Text))
+				public, err := seal.ParsePublic([]byte(key.Text))
+				if err != nil {
+					return err
+				}
+				text, err := public.Armor()
+				if err != nil {
+					return err
+				}
+				return g.write(out, text)
 			}
 			if err := s.Call(cmd.Context(), "POST", "/v1/master/export", nil, &key); err != nil {
 				return err
+			}
+			if locked, err := seal.Protected([]byte(key.Text)); err != nil || !locked || !plainText(key.Text) {
+				return fmt.Errorf("%w: not a private key under a passphrase", api.ErrReply)
 			}
 			if err := g.write(out, []byte(key.Text)); err != nil {
 				return err
@@ -53,6 +65,17 @@ and the passphrase can open packets without the server.`,
 	cmd.Flags().BoolVar(&private, "private", false, "the private half, under its passphrase")
 	cmd.Flags().StringVar(&out, "out", "-", "file to write, - for standard output")
 	return g.withState(cmd, "")
+}
+
+// plainText reports whether a text has printable ASCII and newlines only, as
+// ASCII armor has.
+func plainText(text string) bool {
+	for _, c := range []byte(text) {
+		if c != '\n' && (c < ' ' || c > '~') {
+			return false
+		}
+	}
+	return true
 }
 
 func newMasterPasswd(g *globals) *cobra.Command {
@@ -113,11 +136,15 @@ func newPolicy(g *globals) *cobra.Command {
 			if err := g.call(cmd.Context(), "GET", "/v1/policy", nil, &p); err != nil {
 				return err
 			}
+			policy, err := escrow.ParsePolicy([]byte(p.Policy))
+			if err != nil {
+				return err
+			}
 			if g.json {
 				return g.printJSON(p)
 			}
-			fmt.Fprint(g.out, p.Policy)
-			return nil
+			_, err = g.out.Write(policy.Bytes())
+			return err
 		},
 	}
 	cmd.AddCommand(g.withState(g.withJSON(show), ""))

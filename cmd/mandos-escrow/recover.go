@@ -205,10 +205,26 @@ func (s *session) bind(head api.PacketHead, o recoverOptions) (recovery.Request,
 	if b.PolicyDigest != s.membership.Policy.Digest() {
 		return r, fmt.Errorf("%w: packet %s is sealed under another policy", errForeign, b.ID)
 	}
+	if !names(o.volume, b) {
+		return r, fmt.Errorf("%w: asked for %q, the server answered with volume %s of machine %s", errForeign, o.volume, b.Volume.UUID, safe(b.Machine))
+	}
 	r.PacketID, r.HeaderDigest, r.Payload = b.ID, b.HeaderDigest, o.payload
 	r.VolumeUUID, r.Machine = b.Volume.UUID, b.Machine
 	r.Requester, r.RequesterID, r.Reason = s.membership.Name, s.key.KeyID(), o.reason
 	return r, nil
+}
+
+// names reports whether a packet is what somebody asked for by a word.
+func names(word string, b *escrow.Brief) bool {
+	if word == b.Machine {
+		return true
+	}
+	for _, id := range []string{b.Volume.UUID, string(b.KeyID), b.ID} {
+		if strings.HasPrefix(strings.ToLower(id), strings.ToLower(word)) {
+			return true
+		}
+	}
+	return false
 }
 
 func runRequests(ctx context.Context, g *globals) error {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -165,6 +166,9 @@ func delivery(ctx context.Context, g *globals, o recoverOptions) (deliver func(*
 // packetDelivery writes a packet under a one-time password, and the password
 // to a file of its own or the terminal, both or none.
 func packetDelivery(g *globals, o recoverOptions) (func(*escrow.Opened) error, func(), error) {
+	if filepath.Clean(o.out) == filepath.Clean(o.otpFile) {
+		return nil, nil, usage("--out and --otp-file are the same file: a packet and its password go different ways")
+	}
 	packet, err := config.NewOutput(o.out)
 	if err != nil {
 		return nil, nil, err
@@ -197,7 +201,9 @@ func packetDelivery(g *globals, o recoverOptions) (func(*escrow.Opened) error, f
 			return fmt.Errorf("write %s: %w", o.out, err)
 		}
 		if otp == nil {
-			fmt.Fprintf(tty, "one-time password of %s: %s\n", o.out, password)
+			if _, err := fmt.Fprintf(tty, "one-time password of %s: %s\n", o.out, password); err != nil {
+				return fmt.Errorf("show the one-time password: %w", err)
+			}
 			return packet.Commit()
 		}
 		if _, err := otp.Write(password); err != nil {
@@ -207,7 +213,7 @@ func packetDelivery(g *globals, o recoverOptions) (func(*escrow.Opened) error, f
 			return err
 		}
 		if err := packet.Commit(); err != nil {
-			return err
+			return errors.Join(err, config.Remove(o.otpFile)) // a password of nothing
 		}
 		g.say("wrote %s and its one-time password %s; send them by different ways", o.out, o.otpFile)
 		return nil
@@ -218,8 +224,8 @@ func packetDelivery(g *globals, o recoverOptions) (func(*escrow.Opened) error, f
 // terminal returns standard output if it is a terminal: secrets go nowhere else
 // but into files of mode 0600.
 func terminal(g *globals) (*os.File, error) {
-	if f, ok := g.out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		return f, nil
+	if g.tty != nil && term.IsTerminal(int(g.tty.Fd())) {
+		return g.tty, nil
 	}
 	return nil, usage("secrets are shown on a terminal only: give --out FILE and --otp-file FILE, or --device DEV")
 }
@@ -229,9 +235,14 @@ func readOut(tty *os.File, opened *escrow.Opened) error {
 	if opened.Passphrase == nil {
 		return usage("--phone reads a recovery passphrase; this request is for the volume key: collect it with --out or --device")
 	}
-	fmt.Fprintf(tty, "recovery passphrase of volume %s of %s; the dashes are typed too:\n", safe(opened.Header.Volume.UUID), safe(opened.Header.Machine))
+	_, err := fmt.Fprintf(tty, "recovery passphrase of volume %s of %s; the dashes are typed too:\n", safe(opened.Header.Volume.UUID), safe(opened.Header.Machine))
 	for i, group := range bytes.Split(opened.Passphrase.Passphrase, []byte("-")) {
-		fmt.Fprintf(tty, "  group %d   %s\n", i+1, group)
+		if err == nil {
+			_, err = fmt.Fprintf(tty, "  group %d   %s\n", i+1, group)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("show the recovery passphrase: %w", err)
 	}
 	return nil
 }

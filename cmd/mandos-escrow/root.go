@@ -25,6 +25,7 @@ type globals struct {
 	ctx      context.Context // of the whole command: ended by SIGINT and SIGTERM
 	in       io.Reader
 	out, err io.Writer
+	tty      *os.File // standard output, if it is a file
 	home     string
 	state    string
 	json     bool
@@ -34,13 +35,19 @@ type globals struct {
 func run(args []string, in io.Reader, out, errOut io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
-	g := &globals{ctx: ctx, in: in, out: out, err: errOut}
+	context.AfterFunc(ctx, stop) // a second signal ends what does not listen to the first
+	written := &output{w: out}
+	g := &globals{ctx: ctx, in: in, out: written, err: errOut}
+	g.tty, _ = out.(*os.File)
 	root := newRoot(g)
 	root.SetArgs(args)
 	root.SetIn(in)
-	root.SetOut(out)
+	root.SetOut(written)
 	root.SetErr(errOut)
 	err := root.ExecuteContext(ctx)
+	if err == nil && written.err != nil {
+		err = fmt.Errorf("what was done could not be told: %w", written.err)
+	}
 	if err != nil {
 		fmt.Fprintf(errOut, "mandos-escrow: %v\n", err)
 		if hint := hintFor(err); hint != "" {
@@ -48,6 +55,21 @@ func run(args []string, in io.Reader, out, errOut io.Writer) int {
 		}
 	}
 	return exitCode(err)
+}
+
+// output is standard output. It keeps its first error: a token that nobody got
+// was not made, whatever the server says.
+type output struct {
+	w   io.Writer
+	err error
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.w.Write(p)
+	if err != nil && o.err == nil {
+		o.err = err
+	}
+	return n, err
 }
 
 func newRoot(g *globals) *cobra.Command {

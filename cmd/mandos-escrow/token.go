@@ -27,11 +27,20 @@ one into a kickstart.`,
 		Example: `  mandos-escrow token create --uses 1 --ttl 30m --state DIR >token`,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var token api.Text
-			if err := g.call(cmd.Context(), "POST", "/v1/tokens", o, &token); err != nil {
+			s, err := g.connect(cmd.Context())
+			if err != nil {
 				return err
 			}
-			fmt.Fprintln(g.out, token.Text)
+			defer s.close()
+			var reply api.Text
+			if err := s.Call(cmd.Context(), "POST", "/v1/tokens", o, &reply); err != nil {
+				return err
+			}
+			text, err := s.checkedToken(reply.Text)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(g.out, text)
 			return nil
 		},
 	}
@@ -40,6 +49,24 @@ one into a kickstart.`,
 	cmd.Flags().StringVar(&o.Group, "group", "", "group of the machines that enroll with it")
 	cmd.Flags().BoolVar(&o.Hold, "hold", false, "keep their packets whatever happens")
 	return g.withState(cmd, "")
+}
+
+// checkedToken refuses a token that would make machines trust another server or
+// other trustees than this home has pinned: a token is a trust anchor. It is
+// written again from what was understood of it.
+func (s *session) checkedToken(text string) (string, error) {
+	token, err := api.ParseToken([]byte(text))
+	if err != nil {
+		return "", err
+	}
+	if s.key != nil {
+		pinned := s.membership
+		if token.PolicyDigest != pinned.Policy.Digest() || token.Threshold != pinned.Policy.Threshold ||
+			len(token.Servers) != 1 || token.Servers[0].KeyID != pinned.Server.KeyID {
+			return "", fmt.Errorf("%w: the server made a token for another policy or another server", errForeign)
+		}
+	}
+	return token.Text()
 }
 
 func newTokenList(g *globals) *cobra.Command {

@@ -85,7 +85,7 @@ func (h Home) Join(m Membership) error {
 
 // Memberships lists the servers that this home is known to, by name.
 func (h Home) Memberships() ([]Membership, error) {
-	paths, err := filepath.Glob(filepath.Join(h.Dir, serversFolder, "*.server"))
+	paths, err := filesIn(filepath.Join(h.Dir, serversFolder), ".server")
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +155,7 @@ func (h Home) ForgetRequest(id string) error {
 // ForgetOver deletes the requests of this home that can bring nothing any more:
 // their time is over, and no release of theirs waits to be delivered.
 func (h Home) ForgetOver(now time.Time) error {
-	paths, err := filepath.Glob(filepath.Join(h.Dir, requestsFolder, "*.request"))
+	paths, err := filesIn(filepath.Join(h.Dir, requestsFolder), ".request")
 	if err != nil {
 		return err
 	}
@@ -171,7 +171,49 @@ func (h Home) ForgetOver(now time.Time) error {
 			errs = append(errs, h.ForgetUncollected(id))
 		}
 	}
+	return errors.Join(append(errs, h.forgetLeftovers(now))...)
+}
+
+// leftoverAge is how long a request may take to be written.
+const leftoverAge = 10 * time.Minute
+
+// forgetLeftovers deletes what a command that was killed left: a one-off key
+// without its request, and drafts of files.
+func (h Home) forgetLeftovers(now time.Time) error {
+	all, err := filesIn(filepath.Join(h.Dir, requestsFolder), "")
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, path := range all {
+		info, err := os.Lstat(path)
+		if err != nil || now.Sub(info.ModTime()) < leftoverAge {
+			continue
+		}
+		id, isKey := strings.CutSuffix(path, ".key")
+		_, err = os.Lstat(id + ".request")
+		if isKey && errors.Is(err, fs.ErrNotExist) || strings.HasPrefix(filepath.Base(path), ".") {
+			overwrite(path)
+			errs = append(errs, Remove(path))
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// filesIn lists the files of a folder whose names end so; a folder that is not
+// there has none. (filepath.Glob would take a folder's name for a pattern.)
+func filesIn(dir, suffix string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var paths []string
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), suffix) {
+			paths = append(paths, filepath.Join(dir, e.Name()))
+		}
+	}
+	return paths, err
 }
 
 // ForgetUncollected is ForgetRequest, unless a release waits to be delivered.
@@ -188,7 +230,7 @@ func (h Home) requestFile(id, kind string) string {
 
 // FindRequest finds a request of this home by its id or the beginning of it.
 func (h Home) FindRequest(word string) (string, error) {
-	paths, err := filepath.Glob(filepath.Join(h.Dir, requestsFolder, "*.request"))
+	paths, err := filesIn(filepath.Join(h.Dir, requestsFolder), ".request")
 	if err != nil {
 		return "", err
 	}

@@ -232,3 +232,28 @@ func TestMakeIdentity(t *testing.T) {
 		t.Error("the key that is gone came back")
 	}
 }
+
+func TestForgetLeftovers(t *testing.T) {
+	home := Home{filepath.Join(t.TempDir(), "a [folder]")}
+	if _, err := home.Make(); err != nil {
+		t.Fatal(err)
+	}
+	mustDo(t, home.KeepRequest("aabb", []byte("not a request"), []byte("one-off")))
+	orphan, draft := home.requestFile("ccdd", "key"), home.requestFile(".ccdd", "key.123")
+	for _, path := range []string{orphan, draft} {
+		mustDo(t, os.WriteFile(path, []byte("one-off"), 0o600))
+	}
+	mustDo(t, home.ForgetOver(time.Now()))
+	if _, err := os.Lstat(orphan); err != nil {
+		t.Errorf("a key that is being written was deleted: %v", err)
+	}
+	mustDo(t, home.ForgetOver(time.Now().Add(time.Hour)))
+	for _, path := range []string{orphan, draft} {
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is left: %v", path, err)
+		}
+	}
+	if id, err := home.FindRequest("aabb"); err != nil || id != "aabb" {
+		t.Errorf("the request is gone: %q, %v", id, err)
+	}
+}

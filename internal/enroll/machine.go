@@ -15,6 +15,7 @@ import (
 	"mandos-escrow/internal/config"
 	"mandos-escrow/internal/record"
 	"mandos-escrow/internal/secret"
+	"mandos-escrow/unlock"
 )
 
 // maxName is how long a server lets a machine's name be, in bytes.
@@ -117,15 +118,16 @@ func (e *enrolment) lock(ctx context.Context) (*os.File, error) {
 // an identity that nobody has, or passphrases that no keyslot has.
 func (e *enrolment) sweep() error {
 	for _, dir := range []string{BootFolder, RunningFolder} {
-		drafts, err := filepath.Glob(filepath.Join(e.path(dir), ".*.*"))
+		entries, err := os.ReadDir(e.path(dir))
 		if err != nil {
 			return err
 		}
-		for _, draft := range drafts {
-			if strings.Trim(filepath.Ext(draft), ".0123456789") != "" {
+		for _, entry := range entries {
+			name := entry.Name()
+			if name[0] != '.' || strings.Trim(filepath.Ext(name), ".0123456789") != "" {
 				continue
 			}
-			if err := os.Remove(draft); err != nil {
+			if err := os.Remove(e.path(dir, name)); err != nil {
 				return err
 			}
 		}
@@ -137,6 +139,15 @@ func (e *enrolment) sweep() error {
 func (e *enrolment) identify() (err error) {
 	if e.idHash, err = machineID(e.path("etc/machine-id")); err != nil {
 		return err
+	}
+	for folder, used := range map[string]string{BootFolder: unlock.ConfigFile, RunningFolder: filepath.Base(e.policyPath())} {
+		if _, err := os.Lstat(e.path(folder, used)); err != nil {
+			continue
+		}
+		// it was enrolled with: a new one in its place would open nothing
+		if _, err := config.LoadIdentity(e.path(folder)); err != nil {
+			return fmt.Errorf("the identity in %s is not whole: %w; restore its files, or move both folders away to become another machine", e.path(folder), err)
+		}
 	}
 	now := e.Now()
 	if e.boot, err = config.MakeIdentity(e.path(BootFolder), e.name+" boot", now); err != nil {

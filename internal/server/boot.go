@@ -67,8 +67,13 @@ func (s source) Release(_ context.Context, id identity.KeyID, requested time.Tim
 	return blobs, nil
 }
 
-// Waiting notes that a boot waits for an administrator.
+// Waiting notes that a boot waits for an administrator. A boot that is begun
+// again and again is noted as seldom as a refusal is.
 func (s source) Waiting(id identity.KeyID, until time.Time) {
+	s.log.Info("waiting for approval", "machine", id.Short(), "until", until)
+	if !s.refusals.due(id, "boot.wait", s.now()) {
+		return
+	}
 	err := s.store.Update(func(tx *store.Tx) error {
 		m, err := tx.Machine(id)
 		if err != nil {
@@ -82,14 +87,14 @@ func (s source) Waiting(id identity.KeyID, until time.Time) {
 	if err != nil {
 		s.log.Error("note that a boot waits", "machine", id.Short(), "err", err)
 	}
-	s.log.Info("waiting for approval", "machine", id.Short(), "until", until)
 }
 
 // Changed is closed at the next change of a machine.
 func (s source) Changed(id identity.KeyID) <-chan struct{} { return s.store.Watch(string(id)) }
 
-// refusalPause is how long the same refusal of the same machine is only
-// logged: whoever has its initramfs could fill the audit log otherwise.
+// refusalPause is how long the same refusal of the same machine, or that it
+// waits, is only logged: whoever has its initramfs could fill the audit log
+// otherwise.
 const refusalPause = 10 * time.Minute
 
 // Refused keeps a refusal of a machine that is known, and makes a timeout that
@@ -127,8 +132,9 @@ func (s source) isMachine(id identity.KeyID) bool {
 	}) == nil
 }
 
-// refusals remembers when each refusal of a machine was last written. It holds
-// known machines and constant reasons only, so it stays as small as they are.
+// refusals remembers when each refusal of a machine, and that it waits, was last
+// written. It holds known machines and constant reasons only, so it stays as
+// small as they are.
 type refusals struct {
 	mu   sync.Mutex
 	last map[refusal]time.Time

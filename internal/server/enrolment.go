@@ -301,16 +301,19 @@ func activate(tx *store.Tx, m unlock.Machine, uuid string, boot bool) (unlock.Ma
 }
 
 // supersede marks the packet that the new one names. When a verified packet of
-// the volume is there that it does not name, somebody else enrolled as this
-// machine: both are held, and an alarm stands in the log.
+// the volume is there that it does not name, this machine's or another's, then
+// somebody enrolled a copy: both are held, and an alarm stands in the log.
 func (s *Server) supersede(tx *store.Tx, c call, entry escrow.Entry) error {
-	for old, err := range tx.EntriesOf(entry.KeyID) {
+	var others []escrow.Entry
+	for old, err := range tx.EntriesOfVolume(entry.Volume.UUID) {
 		if err != nil {
 			return err
 		}
-		if old.ID == entry.ID || old.Volume.UUID != entry.Volume.UUID || old.State != escrow.Verified {
-			continue
+		if old.ID != entry.ID && old.State == escrow.Verified {
+			others = append(others, old)
 		}
+	}
+	for _, old := range others {
 		next, err := old.Replace(entry, c.now)
 		if err != nil {
 			s.log.Error("alarm: two packets of one volume, and neither replaces the other", "volume", entry.Volume.UUID, "packets", []string{old.ID, entry.ID})

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"mandos-escrow/escrow"
 	"mandos-escrow/internal/api"
 	"mandos-escrow/internal/identity"
+	"mandos-escrow/internal/secret"
 	"mandos-escrow/recovery"
 	"mandos-escrow/store"
 	"mandos-escrow/unlock"
@@ -35,6 +37,7 @@ const (
 // call is one request, with the one who makes it.
 type call struct {
 	*http.Request
+	route   route
 	now     time.Time
 	actor   string // as the audit log names it
 	key     identity.Public
@@ -105,15 +108,16 @@ func (s *Server) Handler(isLocal bool, actor func(*http.Request) string) http.Ha
 	mux := http.NewServeMux()
 	for _, rt := range routes {
 		mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) {
-			c := call{Request: r, now: s.now(), local: isLocal}
+			c := call{Request: r, route: rt, local: isLocal}
 			if isLocal {
 				c.actor = actor(r)
 			} else if err := s.identify(&c); err != nil {
 				s.reply(w, c, nil, err)
 				return
+			} else if c.known() {
+				vouch(r.Context(), c.key)
 			}
-			r.Body = http.MaxBytesReader(w, r.Body, api.MaxBody)
-			result, err := s.serve(rt, c)
+			result, err := s.readAndServe(w, c)
 			s.reply(w, c, result, err)
 		})
 	}
@@ -127,6 +131,69 @@ func (s *Server) Handler(isLocal bool, actor func(*http.Request) string) http.Ha
 		}
 		mux.ServeHTTP(w, r)
 	})
+}
+
+// bodyLimit is how much of a body is read: a stranger sends no more than a
+// secret and a registration.
+func (rt route) bodyLimit() int64 {
+	if rt.access == anyone {
+		return 8 << 10
+	}
+	return api.MaxBody
+}
+
+// readAndServe reads the whole body before it looks who is there and what time
+// it is: a body may come slowly, and nobody may do a minute later what they
+// might when its first byte came.
+func (s *Server) readAndServe(w http.ResponseWriter, c call) (any, error) {
+	if !c.known() && c.route.access != anyone {
+		c.now = s.now()
+		return s.serve(c.route, c)
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, c.Body, c.route.bodyLimit()))
+	defer secret.Wipe(body)
+	var tooLong *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLong):
+		return nil, api.Errorf(api.CodeLimit, "the request is longer than %d bytes", tooLong.Limit)
+	case err != nil:
+		return nil, api.Errorf(api.CodeUsage, "the request is cut off")
+	}
+	c.Body, c.now = io.NopCloser(bytes.NewReader(body)), s.now()
+	if !c.local {
+		c.admin, c.machine = nil, nil
+		if err := s.identify(&c); err != nil {
+			return nil, err
+		}
+	}
+	return s.serve(c.route, c)
+}
+
+// authorize looks again, in the transaction that changes something, whether
+// the caller may still do that: they may have been removed, or the server been
+// set back, since the call was let in.
+func (c call) authorize(tx *store.Tx) error {
+	if why, err := store.Unconfirmed.Get(tx); err != nil {
+		return err
+	} else if why != "" && (!c.route.unconfirmed || !c.local) {
+		return api.Errorf(api.CodeUnconfirmed, "this server serves nothing until it is confirmed: %s", why)
+	}
+	switch {
+	case c.local || c.route.access == anyone:
+		return nil
+	case c.machine != nil:
+		if m, err := tx.MachineByRunning(c.key.KeyID()); err != nil || m.KeyID != c.machine.KeyID {
+			return errStranger
+		}
+	case c.admin != nil:
+		a, err := tx.AdminByKey(c.key.KeyID())
+		if err != nil || !a.Role.Allows(roleOf[c.route.access]) {
+			return errStranger
+		}
+	default:
+		return errStranger
+	}
+	return nil
 }
 
 // identify finds out whose key the connection has. A stranger is no error yet.
@@ -267,8 +334,11 @@ func isAny(err error, targets ...error) bool {
 }
 
 // reply writes the answer; with the signed head to those who are known, or who
-// just became so.
+// just became so. Strangers keep no connection.
 func (s *Server) reply(w http.ResponseWriter, c call, result any, err error) {
+	if !c.known() {
+		w.Header().Set("Connection", "close")
+	}
 	if !c.local && (c.known() || err == nil) {
 		s.addHead(w.Header())
 	}
@@ -309,10 +379,6 @@ func decode[T any](c call) (T, error) {
 	d := json.NewDecoder(c.Body)
 	d.DisallowUnknownFields()
 	if err := d.Decode(&in); err != nil {
-		var tooLong *http.MaxBytesError
-		if errors.As(err, &tooLong) {
-			return in, api.Errorf(api.CodeLimit, "the request is longer than %d bytes", tooLong.Limit)
-		}
 		return in, api.Errorf(api.CodeUsage, "the request is not understood: %v", err)
 	}
 	if _, err := d.Token(); err != io.EOF {
@@ -322,8 +388,11 @@ func decode[T any](c call) (T, error) {
 }
 
 // record adds an audit event for a call; it belongs to the same transaction as
-// the change.
+// the change, and every change has one, so the caller's right is checked here.
 func (c call) record(tx *store.Tx, event store.Event) error {
+	if err := c.authorize(tx); err != nil {
+		return err
+	}
 	event.Time, event.Actor = c.now, c.actor
 	return tx.Audit(event)
 }
@@ -343,10 +412,11 @@ type Server struct {
 	now      func() time.Time
 	started  time.Time
 	refusals refusals
+	caps     *caps
 	boots    sync.WaitGroup
 }
 
 // New makes a server of an opened state folder.
 func New(state *State, log *slog.Logger, now func() time.Time) *Server {
-	return &Server{state: state, store: state.Store, key: state.Key, log: log, now: now, started: now()}
+	return &Server{state: state, store: state.Store, key: state.Key, log: log, now: now, started: now(), caps: newCaps()}
 }

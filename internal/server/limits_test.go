@@ -136,31 +136,6 @@ func TestOrigin(t *testing.T) {
 	}
 }
 
-func TestCaps(t *testing.T) {
-	var c caps
-	for n := range maxConnections {
-		if !c.enter(fmt.Sprint(n / maxConnectionsAddress)) {
-			t.Fatalf("refused after %d", n)
-		}
-	}
-	if c.enter("another") {
-		t.Error("more than all were let in")
-	}
-	c.leave("0")
-	if !c.enter("another") {
-		t.Error("a free place is not used")
-	}
-	for n := range maxConnections {
-		if n != 0 {
-			c.leave(fmt.Sprint(n / maxConnectionsAddress))
-		}
-	}
-	c.leave("another")
-	if c.total != 0 || len(c.from) != 0 {
-		t.Errorf("%d connections, %d addresses are left", c.total, len(c.from))
-	}
-}
-
 // Who dawdles is cut off. The port's own deadlines are too long to wait for,
 // so they are looked at, and then made short.
 func TestSlowloris(t *testing.T) {

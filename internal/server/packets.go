@@ -67,6 +67,9 @@ func (s *Server) packetExport(c call) (any, error) {
 func (s *Server) packetObsolete(c call) (any, error) {
 	return s.changePacket(c, "packet.obsolete", func(tx *store.Tx, e escrow.Entry) (escrow.Entry, error) {
 		newest, err := newestOf(tx, e.Volume.UUID)
+		if code := api.CodeOf(err); err != nil && code != api.CodeNotFound && code != api.CodeAmbiguous {
+			return e, err
+		}
 		if err == nil && newest.ID == e.ID {
 			return e, api.Errorf(api.CodeConflict, "packet %s is the newest of volume %s: there is nothing that replaces it", e.ID, e.Volume.UUID)
 		}
@@ -211,7 +214,7 @@ func newestOf(tx *store.Tx, uuid string) (escrow.Entry, error) {
 	case len(current) > 1:
 		lines := []string{}
 		for _, e := range current {
-			lines = append(lines, fmt.Sprintf("%s  of %s, stored %s", e.ID, e.Machine, e.Stored.Format("2006-01-02 15:04")))
+			lines = append(lines, fmt.Sprintf("%s  of %s, key ID %s, stored %s", e.ID, e.Machine, e.KeyID.Short(), e.Stored.Format("2006-01-02 15:04")))
 		}
 		return escrow.Entry{}, api.Errorf(api.CodeAmbiguous, "volume %s has %d packets, and none replaces the others; name one by its id:\n  %s", uuid, len(current), strings.Join(lines, "\n  "))
 	case newest.ID != "":

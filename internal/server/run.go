@@ -9,10 +9,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,16 +20,14 @@ import (
 	"mandos-escrow/unlock"
 )
 
-// Limits and deadlines of the port. A boot that waits for approval keeps its
-// connection longer; package unlock has the deadlines of that protocol.
+// Deadlines of the port. A boot that waits for approval keeps its connection
+// longer; package unlock has the deadlines of that protocol.
 const (
-	maxConnections        = 4096
-	maxConnectionsAddress = 256 // from one address (IPv6: one /64): a NAT may stand before a rack
-	headerTimeout         = 10 * time.Second
-	callTimeout           = 60 * time.Second
-	idleTimeout           = 60 * time.Second
-	stopTimeout           = 5 * time.Second
-	sweepInterval         = time.Minute
+	headerTimeout = 10 * time.Second
+	callTimeout   = 60 * time.Second
+	idleTimeout   = 60 * time.Second
+	stopTimeout   = 5 * time.Second
+	sweepInterval = time.Minute
 )
 
 // Run serves until ctx ends, then lets calls that are under way finish.
@@ -60,10 +56,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	defer os.Remove(Socket(s.state.Dir))
 	failed := make(chan error, len(listeners)+1)
-	caps := &caps{}
 	for _, l := range listeners {
 		s.log.Info("listening", "address", l.Addr().String(), "key_id", string(s.key.KeyID()))
-		go func() { failed <- port.ServeTLS(&limited{Listener: l, caps: caps}, "", "") }()
+		go func() { failed <- port.ServeTLS(&limited{Listener: l, caps: s.caps}, "", "") }()
 	}
 	go func() { failed <- control.Serve(socket) }()
 	go s.sweep(ctx)
@@ -101,6 +96,7 @@ func (s *Server) network(ctx context.Context) (*http.Server, error) {
 	boot := func(_ *http.Server, conn *tls.Conn, _ http.Handler) {
 		s.boots.Add(1)
 		defer s.boots.Done()
+		s.vouchBoot(conn)
 		if err := unlock.Serve(ctx, conn, source{s}); err != nil && !errors.Is(err, unlock.ErrRefused) {
 			s.log.Warn("boot request failed", "from", conn.RemoteAddr().String(), "err", err)
 		}
@@ -115,6 +111,7 @@ func (s *Server) network(ctx context.Context) (*http.Server, error) {
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ConnContext:       withCounted,
 
 		DisableGeneralOptionsHandler: true,
 	}, nil
@@ -285,80 +282,4 @@ func notify(state string) error {
 	defer conn.Close()
 	_, err = conn.Write([]byte(state))
 	return err
-}
-
-// caps counts connections, so that strangers cannot use up what boots need.
-type caps struct {
-	mu    sync.Mutex
-	total int
-	from  map[string]int
-}
-
-func (c *caps) enter(address string) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.total >= maxConnections || c.from[address] >= maxConnectionsAddress {
-		return false
-	}
-	if c.from == nil {
-		c.from = map[string]int{}
-	}
-	c.total++
-	c.from[address]++
-	return true
-}
-
-func (c *caps) leave(address string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.total--
-	if c.from[address]--; c.from[address] == 0 {
-		delete(c.from, address)
-	}
-}
-
-// limited closes connections beyond the caps at once.
-type limited struct {
-	net.Listener
-	caps *caps
-}
-
-// Accept returns the next connection within the caps.
-func (l *limited) Accept() (net.Conn, error) {
-	for {
-		conn, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		from, err := origin(conn.RemoteAddr())
-		if err == nil && l.caps.enter(from) {
-			return &counted{Conn: conn, leave: sync.OnceFunc(func() { l.caps.leave(from) })}, nil
-		}
-		conn.Close()
-	}
-}
-
-// origin is whom the caps count: an IPv4 address, or the /64 of an IPv6 address,
-// which one host may have all of (RFC 6177). On a link each host counts.
-func origin(address net.Addr) (string, error) {
-	parsed, err := netip.ParseAddrPort(address.String())
-	if err != nil {
-		return "", err
-	}
-	ip := parsed.Addr().Unmap()
-	if ip.Is6() && !ip.IsLinkLocalUnicast() {
-		prefix, err := ip.WithZone("").Prefix(64)
-		return prefix.String(), err
-	}
-	return ip.String(), nil
-}
-
-type counted struct {
-	net.Conn
-	leave func()
-}
-
-func (c *counted) Close() error {
-	defer c.leave()
-	return c.Conn.Close()
 }

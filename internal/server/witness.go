@@ -80,7 +80,7 @@ func (s *Server) checkWitness(c call) error {
 				return err
 			}
 		}
-		return c.record(tx, store.Event{Action: "alarm.setback", Detail: why})
+		return tx.Audit(store.Event{Time: c.now, Actor: c.actor, Action: "alarm.setback", Detail: why})
 	})
 }
 
