@@ -2,6 +2,7 @@ package seal
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 
@@ -66,7 +67,7 @@ func checkKeyPackets(binary []byte) error {
 	r := bytes.NewReader(binary)
 	for {
 		tag, size, err := readHeader(r)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {

@@ -61,7 +61,7 @@ func readHeader(r io.Reader) (tag byte, size int64, err error) {
 		tag = byte(first >> 2 & 0xf)
 		size, err = readSize(r, 1<<(first&3))
 	}
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
 	return tag, size, err

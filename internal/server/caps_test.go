@@ -152,12 +152,8 @@ func TestStrangersHoldAllConnections(t *testing.T) {
 		if _, err := io.WriteString(kept, "GET /v1/status HTTP/1.1\r\nHost: s\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
-		reply, err := http.ReadResponse(bufio.NewReader(kept), nil)
-		if err != nil {
-			t.Fatalf("an administrator's connection was cut off: %v", err)
-		}
-		if _, err := io.Copy(io.Discard, reply.Body); err != nil || reply.StatusCode != http.StatusOK || reply.Close {
-			t.Fatalf("%d, %v", reply.StatusCode, err)
+		if status, closes, _ := readReply(t, bufio.NewReader(kept)); status != http.StatusOK || closes {
+			t.Fatalf("an administrator's connection: %d, closes %t", status, closes)
 		}
 	}
 	ask()
@@ -228,9 +224,8 @@ func TestStrangersKeepNoConnection(t *testing.T) {
 		if _, err := io.WriteString(conn, request); err != nil {
 			t.Fatal(err)
 		}
-		reply := must(http.ReadResponse(read, nil))
-		if _, err := io.Copy(io.Discard, reply.Body); err != nil || reply.StatusCode != status || reply.Close != (n == 2) {
-			t.Errorf("call %d: %d, closes %t, %v", n, reply.StatusCode, reply.Close, err)
+		if got, closes, _ := readReply(t, read); got != status || closes != (n == 2) {
+			t.Errorf("call %d: %d, closes %t", n, got, closes)
 		}
 	}
 	if _, err := read.ReadByte(); !errors.Is(err, io.EOF) {

@@ -18,83 +18,24 @@ import (
 	"mandos-escrow/internal/secret"
 	"mandos-escrow/recovery"
 	"mandos-escrow/store"
-	"mandos-escrow/unlock"
 )
 
-// access is who may call a route. Roles of administrators are cumulative.
-type access int
-
-const (
-	anyone   access = iota // proves itself by a secret in the call
-	machines               // a running identity
-	viewer
-	helpdesk
-	approver
-	admin
-	local // the control socket, or a command that opened the store itself
-)
-
-// call is one request, with the one who makes it.
-type call struct {
-	*http.Request
-	route   route
-	now     time.Time
-	actor   string // as the audit log names it
-	key     identity.Public
-	admin   *store.Admin
-	machine *unlock.Machine
-	local   bool
+// Server is an opened state folder that serves.
+type Server struct {
+	state    *State
+	store    *store.Store
+	key      *identity.Key
+	log      *slog.Logger
+	now      func() time.Time
+	started  time.Time
+	refusals refusals
+	caps     *caps
+	boots    sync.WaitGroup
 }
 
-// route is one thing that can be asked for.
-type route struct {
-	pattern     string // of net/http.ServeMux
-	access      access
-	refusal     string // the audit action of a refusal; "" where none is kept
-	unconfirmed bool   // answers locally while nothing else is served: what a person needs before confirm
-	handle      func(*Server, call) (any, error)
-}
-
-var routes = []route{
-	{"GET /v1/status", viewer, "", true, (*Server).status},
-	{"POST /v1/confirm", local, "", true, (*Server).confirm},
-	{"GET /v1/backup", local, "", true, (*Server).backup},
-	{"GET /v1/policy", viewer, "", false, (*Server).policy},
-	{"GET /v1/master", viewer, "", false, (*Server).master},
-	{"POST /v1/master/export", admin, "", false, (*Server).masterExport},
-	{"POST /v1/master/saved", admin, "", false, (*Server).masterSaved},
-	{"PUT /v1/master", admin, "", false, (*Server).masterReplace},
-	{"GET /v1/audit", viewer, "", true, (*Server).audit},
-
-	{"POST /v1/login", anyone, "", false, (*Server).login},
-	{"GET /v1/admins", viewer, "", false, (*Server).admins},
-	{"POST /v1/admins", admin, "", false, (*Server).adminAdd},
-	{"DELETE /v1/admins", admin, "", false, (*Server).adminRemove},
-	{"GET /v1/tokens", admin, "", false, (*Server).tokens},
-	{"POST /v1/tokens", admin, "", false, (*Server).tokenCreate},
-	{"DELETE /v1/tokens", admin, "", false, (*Server).tokenRevoke},
-
-	{"POST /v1/enroll", anyone, "", false, (*Server).enroll},
-	{"GET /v1/self", machines, "", false, (*Server).self},
-	{"PUT /v1/self/volumes/{uuid}", machines, "", false, (*Server).upload},
-	{"POST /v1/self/volumes/{uuid}/commit", machines, "", false, (*Server).commit},
-
-	{"GET /v1/machines", viewer, "", true, (*Server).machines},
-	{"POST /v1/machines", admin, "machine.change.refused", true, (*Server).change},
-	{"GET /v1/packets", viewer, "", true, (*Server).packets},
-	{"GET /v1/packets/{id}", viewer, "", true, (*Server).packet},
-	{"GET /v1/packets/{id}/file", admin, "packet.export.refused", false, (*Server).packetExport},
-	{"POST /v1/packets/{id}/obsolete", admin, "packet.obsolete.refused", false, (*Server).packetObsolete},
-	{"POST /v1/packets/{id}/hold", admin, "packet.hold.refused", false, (*Server).packetHold},
-	{"GET /v1/recoverable", helpdesk, "", false, (*Server).recoverable},
-
-	{"GET /v1/requests", viewer, "", false, (*Server).requests},
-	{"POST /v1/requests", helpdesk, "recover.request.refused", false, (*Server).request},
-	{"GET /v1/requests/{id}", viewer, "", false, (*Server).requestShow},
-	{"GET /v1/requests/{id}/material", approver, "recover.approve.refused", false, (*Server).material},
-	{"POST /v1/requests/{id}/approve", approver, "recover.approve.refused", false, (*Server).approve},
-	{"POST /v1/requests/{id}/deny", helpdesk, "recover.deny.refused", false, (*Server).deny},
-	{"POST /v1/requests/{id}/release", helpdesk, "recover.release.refused", false, (*Server).release},
+// New makes a server of an opened state folder.
+func New(state *State, log *slog.Logger, now func() time.Time) *Server {
+	return &Server{state: state, store: state.Store, key: state.Key, log: log, now: now, started: now(), caps: newCaps()}
 }
 
 // errStranger is what everybody gets who is not known: one text for every
@@ -133,15 +74,6 @@ func (s *Server) Handler(isLocal bool, actor func(*http.Request) string) http.Ha
 	})
 }
 
-// bodyLimit is how much of a body is read: a stranger sends no more than a
-// secret and a registration.
-func (rt route) bodyLimit() int64 {
-	if rt.access == anyone {
-		return 8 << 10
-	}
-	return api.MaxBody
-}
-
 // readAndServe reads the whole body before it looks who is there and what time
 // it is: a body may come slowly, and nobody may do a minute later what they
 // might when its first byte came.
@@ -167,33 +99,6 @@ func (s *Server) readAndServe(w http.ResponseWriter, c call) (any, error) {
 		}
 	}
 	return s.serve(c.route, c)
-}
-
-// authorize looks again, in the transaction that changes something, whether
-// the caller may still do that: they may have been removed, or the server been
-// set back, since the call was let in.
-func (c call) authorize(tx *store.Tx) error {
-	if why, err := store.Unconfirmed.Get(tx); err != nil {
-		return err
-	} else if why != "" && (!c.route.unconfirmed || !c.local) {
-		return api.Errorf(api.CodeUnconfirmed, "this server serves nothing until it is confirmed: %s", why)
-	}
-	switch {
-	case c.local || c.route.access == anyone:
-		return nil
-	case c.machine != nil:
-		if m, err := tx.MachineByRunning(c.key.KeyID()); err != nil || m.KeyID != c.machine.KeyID {
-			return errStranger
-		}
-	case c.admin != nil:
-		a, err := tx.AdminByKey(c.key.KeyID())
-		if err != nil || !a.Role.Allows(roleOf[c.route.access]) {
-			return errStranger
-		}
-	default:
-		return errStranger
-	}
-	return nil
 }
 
 // identify finds out whose key the connection has. A stranger is no error yet.
@@ -244,24 +149,6 @@ func (s *Server) serve(rt route, c call) (any, error) {
 	}
 	return result, err
 }
-
-func (c call) known() bool { return c.local || c.admin != nil || c.machine != nil }
-
-func (c call) may(need access) bool {
-	switch {
-	case need == anyone:
-		return true
-	case need == machines:
-		return c.machine != nil
-	case c.local:
-		return true
-	case c.admin == nil || need == local:
-		return false
-	}
-	return c.admin.Role.Allows(roleOf[need])
-}
-
-var roleOf = map[access]store.Role{viewer: store.Viewer, helpdesk: store.Helpdesk, approver: store.Approver, admin: store.Administrator}
 
 func (s *Server) forbidden(rt route, c call) error {
 	if c.admin == nil {
@@ -373,50 +260,8 @@ func (s *Server) reply(w http.ResponseWriter, c call, result any, err error) {
 	}
 }
 
-// decode reads the body of a call strictly.
-func decode[T any](c call) (T, error) {
-	var in T
-	d := json.NewDecoder(c.Body)
-	d.DisallowUnknownFields()
-	if err := d.Decode(&in); err != nil {
-		return in, api.Errorf(api.CodeUsage, "the request is not understood: %v", err)
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return in, api.Errorf(api.CodeUsage, "the request is not understood: it goes on after its end")
-	}
-	return in, nil
-}
-
-// record adds an audit event for a call; it belongs to the same transaction as
-// the change, and every change has one, so the caller's right is checked here.
-func (c call) record(tx *store.Tx, event store.Event) error {
-	if err := c.authorize(tx); err != nil {
-		return err
-	}
-	event.Time, event.Actor = c.now, c.actor
-	return tx.Audit(event)
-}
-
 // stream is a reply that is a file.
 type stream struct {
 	io.ReadCloser
 	size int64
-}
-
-// Server is an opened state folder that serves.
-type Server struct {
-	state    *State
-	store    *store.Store
-	key      *identity.Key
-	log      *slog.Logger
-	now      func() time.Time
-	started  time.Time
-	refusals refusals
-	caps     *caps
-	boots    sync.WaitGroup
-}
-
-// New makes a server of an opened state folder.
-func New(state *State, log *slog.Logger, now func() time.Time) *Server {
-	return &Server{state: state, store: state.Store, key: state.Key, log: log, now: now, started: now(), caps: newCaps()}
 }

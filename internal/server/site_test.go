@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -11,6 +12,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -403,4 +405,18 @@ func contains(t testing.TB, path string, what []byte) bool {
 		t.Fatal(err)
 	}
 	return bytes.Contains(data, what)
+}
+
+// readReply reads one reply of a connection that a test holds itself.
+func readReply(t testing.TB, r *bufio.Reader) (status int, closes bool, body []byte) {
+	t.Helper()
+	reply, err := http.ReadResponse(r, nil)
+	if err != nil {
+		t.Fatalf("the connection was cut off: %v", err)
+	}
+	defer reply.Body.Close()
+	if body, err = io.ReadAll(reply.Body); err != nil {
+		t.Fatalf("the reply was cut off: %v", err)
+	}
+	return reply.StatusCode, reply.Close, body
 }

@@ -6,8 +6,6 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
-	"io"
-	"net/http"
 	"testing"
 
 	"mandos-escrow/escrow"
@@ -36,11 +34,8 @@ func TestRemovedWhileTheBodyComes(t *testing.T) {
 	if _, err := conn.Write(body[1:]); err != nil {
 		t.Fatal(err)
 	}
-	reply := must(http.ReadResponse(bufio.NewReader(conn), nil))
-	defer reply.Body.Close()
-	text := must(io.ReadAll(reply.Body))
-	if reply.StatusCode != api.CodeRefused.Status() {
-		t.Errorf("%s: %s", reply.Status, text)
+	if status, _, text := readReply(t, bufio.NewReader(conn)); status != api.CodeRefused.Status() {
+		t.Errorf("%d: %s", status, text)
 	}
 	if r, _ := s.boot(h); r.Released {
 		t.Error("a removed administrator enabled a machine")
