@@ -37,8 +37,11 @@ type PublicKey struct{ entity *openpgp.Entity }
 // PrivateKey opens what was sealed to its public half.
 type PrivateKey struct{ entity *openpgp.Entity }
 
-// strongS2K is the highest count that RFC 4880 can name, about 0.3 s.
-var strongS2K = &s2k.Config{S2KMode: s2k.IteratedSaltedS2K, Hash: crypto.SHA256, S2KCount: 65011712}
+// strongS2K is the highest count that RFC 4880 can name, about 0.3 s. It is
+// made anew for each use, because go-crypto writes to it.
+func strongS2K() *s2k.Config {
+	return &s2k.Config{S2KMode: s2k.IteratedSaltedS2K, Hash: crypto.SHA256, S2KCount: 65011712}
+}
 
 func config(now time.Time) *packet.Config {
 	return &packet.Config{
@@ -48,7 +51,7 @@ func config(now time.Time) *packet.Config {
 		Algorithm:              packet.PubKeyAlgoEdDSA,
 		Curve:                  packet.Curve25519,
 		Time:                   func() time.Time { return now },
-		S2KConfig:              strongS2K,
+		S2KConfig:              strongS2K(),
 	}
 }
 

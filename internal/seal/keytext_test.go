@@ -137,7 +137,7 @@ func TestKeyOfManyDerivations(t *testing.T) {
 		}
 	}
 	cfg := config(now)
-	cfg.S2KConfig = cheapS2K
+	cfg.S2KConfig = cheapS2K()
 	if err := key.entity.EncryptPrivateKeys([]byte("p"), cfg); err != nil {
 		t.Fatal(err)
 	}

@@ -34,7 +34,9 @@ var errNotOpened = errors.New("the passphrase opens nothing")
 const maxMessage = 1 << 20
 
 // cheapS2K is for random keys of 256 bits, which stretching cannot improve.
-var cheapS2K = &s2k.Config{S2KMode: s2k.IteratedSaltedS2K, Hash: crypto.SHA256, S2KCount: 65536}
+func cheapS2K() *s2k.Config {
+	return &s2k.Config{S2KMode: s2k.IteratedSaltedS2K, Hash: crypto.SHA256, S2KCount: 65536}
+}
 
 // Encrypt seals plain to one key and, with a signer, signs it inside. The
 // result is a binary message (RFC 4880, section 11.3).
@@ -102,7 +104,7 @@ func Decrypt(message []byte, key *PrivateKey, signedBy *PublicKey) ([]byte, erro
 // EncryptPassphrase seals plain under a passphrase that a person carries: a
 // slow key derivation, in ASCII armor, as `gpg -d` reads it.
 func EncryptPassphrase(plain, passphrase []byte, now time.Time) ([]byte, error) {
-	binary, err := encryptSymmetric(plain, passphrase, strongS2K, now)
+	binary, err := encryptSymmetric(plain, passphrase, strongS2K(), now)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +119,7 @@ func EncryptPassphrase(plain, passphrase []byte, now time.Time) ([]byte, error) 
 func EncryptKey(plain, key []byte, now time.Time) ([]byte, error) {
 	passphrase := hex.AppendEncode(nil, key)
 	defer clear(passphrase)
-	return encryptSymmetric(plain, passphrase, cheapS2K, now)
+	return encryptSymmetric(plain, passphrase, cheapS2K(), now)
 }
 
 func encryptSymmetric(plain, passphrase []byte, stretch *s2k.Config, now time.Time) ([]byte, error) {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 )
@@ -174,4 +175,22 @@ func TestClockAt1970(t *testing.T) {
 	if _, err := Decrypt(sealed, key, key.Public()); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Two commands of one process may seal at the same time; go-crypto writes to
+// the settings that it is given.
+func TestSealingAtTheSameTime(t *testing.T) {
+	key, content := generate(t, "m"), bytes.Repeat([]byte{7}, 32)
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			if _, err := EncryptKey([]byte("x"), content, now); err != nil {
+				t.Error(err)
+			}
+			if _, err := Encrypt([]byte("x"), key.Public(), key, now); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
 }
