@@ -131,7 +131,7 @@ func TestCombineAlone(t *testing.T) {
 		"damaged":        {func(p []*Part) []*Part { p[1].Data[0] ^= 1; return p }, 2, ErrCorruptShare},
 		"x = 0":          {func(p []*Part) []*Part { setX(p, 1, 0); return p }, 2, ErrCorruptShare},
 		"x twice":        {func(p []*Part) []*Part { setX(p, 2, p[0].x()); return p }, 3, ErrDuplicateShare},
-		"length":         {func(p []*Part) []*Part { p[1].Data = append(p[1].Data, 1); redigest(p); return p }, 2, ErrCorruptShare},
+		"length":         {func(p []*Part) []*Part { p[1].Data = append([]byte{0}, p[1].Data...); redigest(p); return p }, 2, ErrCorruptShare},
 		"twice":          {func(p []*Part) []*Part { return []*Part{p[0], p[0]} }, 1, ErrDuplicateShare},
 		"dishonest dealer": {func(p []*Part) []*Part {
 			p[0].Data[0] ^= 1
