@@ -28,7 +28,7 @@ func (s *Store) Snapshot(path string) error {
 	if err != nil {
 		return fmt.Errorf("store: snapshot: %w", err)
 	}
-	err = bolt.Compact(compact, s.db, compactStep)
+	err = copyAll(compact, s.db)
 	if err == nil {
 		err = compact.View(func(btx *bolt.Tx) error { return btx.CopyFile(path, 0o600) })
 	}
@@ -36,6 +36,43 @@ func (s *Store) Snapshot(path string) error {
 		return fmt.Errorf("store: snapshot: %w", err)
 	}
 	return nil
+}
+
+// copyAll puts all that a store holds in another, empty one. bolt.Compact would
+// do the same, but ends its reading transaction before its last commit, while
+// what it put still points into pages that a writer may then use again.
+func copyAll(to, from *bolt.DB) error {
+	return from.View(func(source *bolt.Tx) error {
+		target, err := to.Begin(true)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = target.Rollback() }() // of no effect after a commit
+		written := 0
+		err = source.ForEach(func(name []byte, bucket *bolt.Bucket) error {
+			if _, err := target.CreateBucket(name); err != nil {
+				return err
+			}
+			return bucket.ForEach(func(key, value []byte) error {
+				if written += len(key) + len(value); written > compactStep {
+					if err := target.Commit(); err != nil {
+						return err
+					}
+					if target, err = to.Begin(true); err != nil {
+						return err
+					}
+					written = 0
+				}
+				copied := target.Bucket(name)
+				copied.FillPercent = 1 // keys come in order
+				return copied.Put(key, value)
+			})
+		})
+		if err != nil {
+			return err
+		}
+		return target.Commit()
+	})
 }
 
 // CheckSnapshot reads the whole store file at path, without writing to it:
