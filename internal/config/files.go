@@ -126,19 +126,6 @@ func (o *Output) Discard() {
 	}
 }
 
-// WriteNew writes a new file at once.
-func WriteNew(path string, data []byte) error {
-	out, err := NewOutput(path)
-	if err != nil {
-		return err
-	}
-	defer out.Discard()
-	if _, err := out.Write(data); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return out.Commit()
-}
-
 // Replace writes a file of our own, in place of what was there, so that a
 // crash leaves the old or the new one whole.
 func Replace(path string, data []byte) error {

@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -108,7 +109,7 @@ func TestOutputsAreNeverOverwritten(t *testing.T) {
 			path := filepath.Join(dir, "out")
 			put(t, dir, path)
 			before := names(t, dir)
-			if err := WriteNew(path, []byte("new")); !errors.Is(err, ErrExists) || !strings.Contains(err.Error(), path) {
+			if err := writeNew(path, []byte("new")); !errors.Is(err, ErrExists) || !strings.Contains(err.Error(), path) {
 				t.Error(err)
 			}
 			if after := names(t, dir); after != before {
@@ -147,7 +148,7 @@ func mustDo(t *testing.T, err error) {
 
 func TestOutputInNoFolder(t *testing.T) {
 	for _, path := range []string{filepath.Join(t.TempDir(), "no", "out"), "/proc/out"} {
-		if err := WriteNew(path, []byte("x")); err == nil || errors.Is(err, ErrExists) {
+		if err := writeNew(path, []byte("x")); err == nil || errors.Is(err, ErrExists) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
@@ -177,7 +178,7 @@ func fullDisk(t *testing.T, dir string) {
 	limit := unix.Rlimit{Cur: 64 << 10, Max: 64 << 10}
 	mustDo(t, unix.Setrlimit(unix.RLIMIT_FSIZE, &limit)) // the runtime ignores SIGXFSZ
 	data := make([]byte, 1<<20)
-	if err := WriteNew(filepath.Join(dir, "new"), data); !errors.Is(err, unix.EFBIG) {
+	if err := writeNew(filepath.Join(dir, "new"), data); !errors.Is(err, unix.EFBIG) {
 		t.Errorf("a new file: %v", err)
 	}
 	if err := Replace(filepath.Join(dir, "kept"), data); !errors.Is(err, unix.EFBIG) {
@@ -306,4 +307,17 @@ func TestReplaceWiped(t *testing.T) {
 	if before, err := io.ReadAll(old); err != nil || string(before) != "\x00\x00\x00\x00\x00" {
 		t.Errorf("what was there: %q, %v", before, err)
 	}
+}
+
+// writeNew takes an Output all its way.
+func writeNew(path string, data []byte) error {
+	out, err := NewOutput(path)
+	if err != nil {
+		return err
+	}
+	defer out.Discard()
+	if _, err := out.Write(data); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return out.Commit()
 }
