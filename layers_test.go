@@ -22,7 +22,7 @@ const module = "mandos-escrow"
 // outside is what rooms and leaves may not reach, not even by way of others.
 var outside = []string{
 	"go.etcd.io/bbolt", "github.com/spf13/cobra", "net/http", "os/exec",
-	module + "/store", module + "/cmd", module + "/internal/api", module + "/internal/server", module + "/internal/enroll", module + "/internal/config",
+	module + "/store", module + "/cmd", module + "/internal/api", module + "/internal/server", module + "/internal/enroll", module + "/internal/config", module + "/internal/bootimage",
 	module + "/luks/cryptsetup",
 }
 

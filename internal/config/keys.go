@@ -13,6 +13,12 @@ import (
 	"mandos-escrow/unlock"
 )
 
+// A machine's folders, below the root.
+const (
+	BootFolder    = "etc/mandos-escrow"           // what goes into the boot image
+	RunningFolder = "var/lib/mandos-escrow-agent" // what never does
+)
+
 // Identity is a TLS and signing key and, for a machine, an OpenPGP key: one
 // folder of files.
 type Identity struct {

@@ -25,8 +25,8 @@ import (
 
 // Folders, below the root.
 const (
-	BootFolder    = "etc/mandos-escrow"
-	RunningFolder = "var/lib/mandos-escrow-agent"
+	BootFolder    = config.BootFolder
+	RunningFolder = config.RunningFolder
 )
 
 // Errors that callers decide on.
