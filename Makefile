@@ -5,6 +5,8 @@ VERSION := $(shell git -c safe.directory='*' describe --tags --always --dirty 2>
 LDFLAGS := -s -w -X mandos-escrow/internal/server.Version=$(VERSION) -X main.Version=$(VERSION)
 LINT_VERSION := v2.6.2
 LINT := .tools/golangci-lint-$(LINT_VERSION)/golangci-lint
+NFPM_VERSION := v2.43.0
+NFPM := .tools/nfpm-$(NFPM_VERSION)/nfpm
 FUZZTIME := 30s
 
 # The version is given above; whoever runs this by sudo is not the owner of the
@@ -12,7 +14,7 @@ FUZZTIME := 30s
 export GOFLAGS += -buildvcs=false
 
 .NOTPARALLEL:
-.PHONY: build demo test setup unit race e2e vm lint fmt fuzz bench man clean
+.PHONY: build demo test setup unit race e2e packages vm lint fmt fuzz bench man clean
 
 # Without inlining the boot program, which waits for a network, is 7 % smaller.
 build:
@@ -24,7 +26,7 @@ demo:
 	@$(MAKE) --no-print-directory build
 	@test/demo.sh bin
 
-test: setup unit race e2e vm
+test: setup unit race e2e packages vm
 	@echo 'test: ok'
 
 setup:
@@ -34,7 +36,7 @@ setup:
 unit:
 	@test/setup.sh unit
 	go vet ./...
-	go vet -tags vm ./testvm
+	go vet -tags vm,packages ./testvm ./packaging
 	go test -count=1 ./...
 
 race:
@@ -48,6 +50,15 @@ e2e: build
 	@echo 'e2e: the main job on LUKS2'
 	@test/e2e/main-job.sh bin luks2
 
+# The time of the last commit is that of every file, so that the same commit
+# gives the same packages.
+packages: export VERSION := $(VERSION)
+packages: export SOURCE_DATE_EPOCH := $(shell git -c safe.directory='*' log -1 --format=%ct 2>/dev/null || date +%s)
+packages: build $(NFPM)
+	@test/setup.sh packages
+	packaging/build.sh $(NFPM)
+	NFPM=$(CURDIR)/$(NFPM) go test ./packaging -tags packages -count=1
+
 vm:
 	@test/setup.sh vm
 	go test ./testvm -tags vm -count=1 -v -timeout 20m
@@ -60,6 +71,9 @@ fmt: $(LINT)
 
 $(LINT):
 	GOBIN=$(CURDIR)/$(@D) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
+
+$(NFPM):
+	GOARCH= GOBIN=$(CURDIR)/$(@D) go install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION)
 
 fuzz:
 	test/fuzz.sh $(FUZZTIME)

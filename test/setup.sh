@@ -1,7 +1,7 @@
 #!/bin/sh
 # Gets the tools of a job: by apt as root, otherwise it prints the one command
 # that does. Says nothing when nothing is missing.
-# Usage: test/setup.sh demo|e2e|unit|vm|test|bench...
+# Usage: test/setup.sh demo|e2e|unit|packages|vm|test|bench...
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -28,6 +28,11 @@ unit() {
 	have sq sq # the other OpenPGP, to compare with
 	have xxd xxd                    # what the documents say to type
 	have openssl openssl # the other TLS key reader
+	have systemd-analyze systemd    # what it says about our units
+}
+packages() {
+	have dpkg-deb dpkg
+	have rpm rpm
 }
 vm() {
 	have qemu-system-x86_64 qemu-system-x86
@@ -48,8 +53,9 @@ for job in "$@"; do
 	case $job in
 	demo | e2e) demo ;;
 	unit) unit ;;
+	packages) packages ;;
 	vm) vm ;;
-	test) unit && vm ;;
+	test) unit && packages && vm ;;
 	bench) demo && have zstd zstd && need time test -x /usr/bin/time ;;
 	*) echo "$0: no job $job" >&2 && exit 2 ;;
 	esac
