@@ -13,17 +13,44 @@ import (
 )
 
 // Delays between attempts at one server: each is random between half of a step
-// and all of it; the steps are 2, 4, 8, 16 and then 30 seconds.
+// and all of it; the steps are 2, 4, 8, 16 and then 30 seconds. News of the
+// network ends a delay, but not within newsGap of the attempt that other news
+// began: whoever is on the link can make news.
 const (
 	firstStep = 2 * time.Second
 	lastStep  = 30 * time.Second
+	newsGap   = time.Second
 )
+
+// Finder knows where servers say that they are; Browser is one.
+type Finder interface {
+	// Addresses returns where the server with this key may be (HOST:PORT),
+	// likely ones first. Nothing is proved: whoever is on the link said so.
+	Addresses(id identity.KeyID) []string
+
+	// Changed returns a channel that is closed when Addresses next has one that
+	// it did not have before.
+	Changed() <-chan struct{}
+}
 
 // Client asks a machine's servers for its passphrases.
 type Client struct {
 	Config  *Config
 	Keys    Keys
 	Volumes []string // UUIDs of the volumes that are wanted
+
+	// First is an address (HOST:PORT) that is tried first for every server;
+	// empty: none is.
+	First string
+
+	// Finder has addresses that are tried beside the configured ones, each as
+	// soon as it is there; nil: there are none.
+	Finder Finder
+
+	// Links returns a channel that is closed when a link or an address of this
+	// machine next comes up: servers that did not answer are asked again then.
+	// nil: nobody says so.
+	Links func() <-chan struct{}
 
 	// Report is told of each failed attempt at a server; nil: nobody is. It is
 	// called by one goroutine at a time.
@@ -98,7 +125,9 @@ func (c *Client) gather(ctx context.Context, once bool) (*Result, error) {
 
 // pursue asks one server until it gives a good answer, or once.
 func (c *Client) pursue(ctx context.Context, s Server, attempt string, once bool, outcomes chan<- outcome) {
+	var hurried time.Time // when news last began an attempt
 	for n := 0; ; n++ {
+		heard := c.news()
 		o := c.try(ctx, s, attempt)
 		select {
 		case outcomes <- o:
@@ -106,8 +135,15 @@ func (c *Client) pursue(ctx context.Context, s Server, attempt string, once bool
 			wipeBlobs(o.blobs)
 			return
 		}
-		if once || o.err == nil || sleep(ctx, backoff(n)) != nil {
+		if once || o.err == nil {
 			return
+		}
+		fresh, err := heard.pause(ctx, backoff(n), hurried.Add(newsGap))
+		if err != nil {
+			return
+		}
+		if fresh {
+			n, hurried = -1, time.Now()
 		}
 	}
 }
@@ -134,6 +170,37 @@ func (c *Client) try(ctx context.Context, s Server, attempt string) outcome {
 func backoff(n int) time.Duration {
 	step := min(firstStep<<min(n, 10), lastStep)
 	return step/2 + rand.N(step/2)
+}
+
+// news are the two channels that say that another attempt may succeed now. They
+// are got before an attempt, so that what comes during it is not missed.
+type news struct{ found, links <-chan struct{} }
+
+func (c *Client) news() news {
+	var n news
+	if c.Finder != nil {
+		n.found = c.Finder.Changed()
+	}
+	if c.Links != nil {
+		n.links = c.Links()
+	}
+	return n
+}
+
+// pause waits for d, or less when there is news: it is then over at once, but
+// never before a time. fresh says that it was news.
+func (n news) pause(ctx context.Context, d time.Duration, notBefore time.Time) (fresh bool, err error) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-n.found:
+	case <-n.links:
+	case <-timer.C:
+		return false, nil
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+	return true, sleep(ctx, time.Until(notBefore))
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"mandos-escrow/internal/identity"
 )
 
 // Deadlines of the client's side.
@@ -18,6 +20,13 @@ const (
 	stagger     = 250 * time.Millisecond // before the next address is tried too (RFC 8305, section 5)
 	replyWait   = MaxApprovalDelay + 30*time.Second
 	deadTime    = 30 * time.Second // a connection that is silent so long on TCP's level is dead
+)
+
+// Limits of what a Finder can cause: addresses that one attempt dials, and
+// failures at them that are told.
+const (
+	maxFound      = 16
+	maxFoundTales = 2
 )
 
 // ask sends one request and reads its reply.
@@ -58,12 +67,13 @@ func (c *Client) ask(ctx context.Context, s Server, attempt string) (Answer, err
 }
 
 type dialed struct {
-	conn *tls.Conn
-	err  error
+	conn  *tls.Conn
+	err   error
+	found bool // the address was a Finder's
 }
 
-// connect tries a server's addresses, one more each time that the last failed
-// or stays silent; the first behind which the server proves its key wins.
+// connect tries a server's addresses; the first behind which the server proves
+// its key wins.
 func (c *Client) connect(ctx context.Context, s Server) (*tls.Conn, error) {
 	config, err := c.Keys.TLS.ClientTLS(s.KeyID, Protocol)
 	if err != nil {
@@ -71,44 +81,133 @@ func (c *Client) connect(ctx context.Context, s Server) (*tls.Conn, error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	results := make(chan dialed, len(s.Addresses))
-	var errs []error
-	next, running := 0, 0
+	r := newRace(c, s, func(address string) dialed { return c.dialTLS(ctx, address, config) })
+	return r.run()
+}
+
+// race is one attempt to connect. Known addresses are tried in their order, one
+// more each time that one failed or nothing came for a while; found ones all at
+// once, when they are there.
+type race struct {
+	finder  Finder
+	server  identity.KeyID
+	dial    func(address string) dialed
+	known   []string // not tried yet
+	tried   map[string]bool
+	results chan dialed // has room for all, so that no loser waits for a reader
+	running int
+	found   int // found addresses that were tried
+	failed  failures
+}
+
+func newRace(c *Client, s Server, dial func(string) dialed) *race {
+	known := s.Addresses
+	if c.First != "" {
+		known = append([]string{c.First}, known...)
+	}
+	return &race{
+		finder: c.Finder, server: s.KeyID, dial: dial, known: known,
+		tried: map[string]bool{}, results: make(chan dialed, len(known)+maxFound),
+	}
+}
+
+func (r *race) run() (*tls.Conn, error) {
+	timer := time.NewTimer(stagger)
+	defer timer.Stop()
+	r.startKnown()
 	for {
-		if next < len(s.Addresses) {
-			go func(address string) { results <- c.dialTLS(ctx, address, config) }(s.Addresses[next])
-			next, running = next+1, running+1
+		changed := r.startFound()
+		if r.running == 0 && !r.startKnown() {
+			return nil, r.failed.join()
 		}
-		d, waited := await(results, next < len(s.Addresses))
-		if waited {
-			continue
+		var more <-chan time.Time
+		if len(r.known) > 0 {
+			more = timer.C
 		}
-		running--
-		if d.err == nil {
-			go closeAll(results, running)
-			return d.conn, nil
-		}
-		errs = append(errs, d.err)
-		if running == 0 && next == len(s.Addresses) {
-			return nil, joinErrors(errs...)
+		select {
+		case d := <-r.results:
+			r.running--
+			if d.err == nil {
+				go closeAll(r.results, r.running)
+				return d.conn, nil
+			}
+			r.failed.add(d)
+			if !d.found {
+				r.startKnown()
+				timer.Reset(stagger)
+			}
+		case <-more:
+			r.startKnown()
+			timer.Reset(stagger)
+		case <-changed:
 		}
 	}
 }
 
-// await returns the next result, or when more addresses are left only waits
-// for a while.
-func await(results <-chan dialed, more bool) (d dialed, waited bool) {
-	if !more {
-		return <-results, false
+// startKnown tries the next known address.
+func (r *race) startKnown() bool {
+	for len(r.known) > 0 {
+		next := r.known[0]
+		r.known = r.known[1:]
+		if r.start(next, false) {
+			return true
+		}
 	}
-	timer := time.NewTimer(stagger)
-	defer timer.Stop()
-	select {
-	case d = <-results:
-		return d, false
-	case <-timer.C:
-		return dialed{}, true
+	return false
+}
+
+// startFound tries all found addresses that are new, and returns what is closed
+// when there may be more.
+func (r *race) startFound() <-chan struct{} {
+	if r.finder == nil {
+		return nil
 	}
+	changed := r.finder.Changed() // before the list, so that nothing is missed
+	for _, a := range r.finder.Addresses(r.server) {
+		if r.found < maxFound && r.start(a, true) {
+			r.found++
+		}
+	}
+	return changed
+}
+
+func (r *race) start(address string, found bool) bool {
+	if r.tried[address] {
+		return false
+	}
+	r.tried[address] = true
+	r.running++
+	go func() {
+		d := r.dial(address)
+		d.found = found
+		r.results <- d
+	}()
+	return true
+}
+
+// failures are those of one race. Anybody on the link can have any number of
+// addresses found, so only a few of them are told.
+type failures struct {
+	errs  []error
+	found int
+}
+
+func (f *failures) add(d dialed) {
+	if d.found {
+		f.found++
+		if f.found > maxFoundTales {
+			return
+		}
+		d.err = fmt.Errorf("found by discovery: %w", d.err)
+	}
+	f.errs = append(f.errs, d.err)
+}
+
+func (f *failures) join() error {
+	if more := f.found - maxFoundTales; more > 0 {
+		f.errs = append(f.errs, fmt.Errorf("and %d more found by discovery", more))
+	}
+	return joinErrors(f.errs...)
 }
 
 func closeAll(results <-chan dialed, count int) {

@@ -10,9 +10,11 @@ package unlock
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"mandos-escrow/internal/identity"
+	"mandos-escrow/internal/record"
 )
 
 // ErrSettings is wrapped by Settings.Check.
@@ -21,6 +23,9 @@ var ErrSettings = errors.New("setting out of bounds")
 // TimedOut is DisabledBecause of a machine whose timeout passed. Only such a
 // machine, never one that somebody disabled, may be revived by itself.
 const TimedOut = "timed out"
+
+// SelfUnenrolled is DisabledBecause of a machine that took itself back.
+const SelfUnenrolled = "unenrolled"
 
 // MaxApprovalDelay is as long as a boot program waits on one connection.
 const MaxApprovalDelay = 10 * time.Minute
@@ -52,6 +57,61 @@ type Machine struct {
 	Approval            Approval  `json:"approval,omitzero"`
 	LastNonce           string    `json:"last_nonce,omitempty"` // of the last release
 	Volumes             []string  `json:"volumes"`              // UUIDs that have an active blob
+	Unenrolled          time.Time `json:"unenrolled,omitzero"`  // when its running identity took it back
+	LastBoot            Boot      `json:"last_boot,omitzero"`
+}
+
+// Boot is what a machine told, with its running identity, of its last boot.
+type Boot struct {
+	ID      string       `json:"boot_id"` // the kernel's, which no two boots share
+	Told    time.Time    `json:"told"`    // by the server's clock
+	Volumes []VolumeBoot `json:"volumes"`
+}
+
+// VolumeBoot is what became of one volume in a boot.
+type VolumeBoot struct {
+	UUID    string  `json:"uuid"`
+	Outcome Outcome `json:"outcome"`
+	Reason  string  `json:"reason,omitempty"` // in words, for people
+}
+
+// Outcome is one of what can become of a volume in a boot.
+type Outcome string
+
+// The outcomes.
+const (
+	Opened     Outcome = "opened"     // by the boot passphrase
+	Answered   Outcome = "answered"   // somebody else answered first: a person, a TPM
+	Rejected   Outcome = "rejected"   // the boot passphrase opens it no more
+	Mismatched Outcome = "mismatch"   // another header than the enrolled one
+	Unanswered Outcome = "unanswered" // no server released, or nobody asked for it
+)
+
+// MaxReason bounds a VolumeBoot's Reason, in bytes.
+const MaxReason = 300
+
+// ErrBoot is wrapped by Boot.Check.
+var ErrBoot = errors.New("not a report of a boot")
+
+// Check refuses what no boot program reports.
+func (b Boot) Check() error {
+	if !record.IsUUID(b.ID) {
+		return fmt.Errorf("%w: boot id %.40q", ErrBoot, b.ID)
+	}
+	if len(b.Volumes) > MaxBlobs {
+		return fmt.Errorf("%w: %d volumes, at most %d are possible", ErrBoot, len(b.Volumes), MaxBlobs)
+	}
+	for i, v := range b.Volumes {
+		switch {
+		case !record.IsUUID(v.UUID) || slices.ContainsFunc(b.Volumes[:i], func(o VolumeBoot) bool { return o.UUID == v.UUID }):
+			return fmt.Errorf("%w: volume %.40q", ErrBoot, v.UUID)
+		case !slices.Contains([]Outcome{Opened, Answered, Rejected, Mismatched, Unanswered}, v.Outcome):
+			return fmt.Errorf("%w: outcome %.40q", ErrBoot, v.Outcome)
+		case len(v.Reason) > MaxReason:
+			return fmt.Errorf("%w: a reason of %d bytes, at most %d are possible", ErrBoot, len(v.Reason), MaxReason)
+		}
+	}
+	return nil
 }
 
 // Settings are what an administrator may change, with Mandos's meanings.

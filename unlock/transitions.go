@@ -29,6 +29,14 @@ func (m Machine) Disable(now time.Time, why string) Machine {
 	return m
 }
 
+// Unenroll takes the machine back, on the word of its running identity: it has
+// no blobs any more. One that somebody disabled stays disabled for their reason.
+func (m Machine) Unenroll(now time.Time) Machine {
+	m = m.Disable(now, SelfUnenrolled)
+	m.Volumes, m.Unenrolled = nil, now
+	return m
+}
+
 // Expire disables the machine if its timeout has passed. Once that is
 // committed, no clock that is set back revives it.
 func (m Machine) Expire(now time.Time) Machine {

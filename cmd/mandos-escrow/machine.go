@@ -89,6 +89,7 @@ func printMachine(g *globals, m api.Machine) {
 		{"last checked ok", when(m.LastCheckedOK)},
 		{"last approval request", when(m.LastApprovalRequest)},
 		{"expires", when(m.Expires)},
+		{"unenrolled", when(m.Unenrolled)},
 		{"timeout", m.Timeout.String()},
 		{"extended_timeout", m.ExtendedTimeout.String()},
 		{"interval", m.Interval.String()},
@@ -99,6 +100,17 @@ func printMachine(g *globals, m api.Machine) {
 	} {
 		fmt.Fprintf(g.out, "%-22s %s\n", line[0], safe(line[1]))
 	}
+	for _, v := range m.LastBoot.Volumes {
+		fmt.Fprintf(g.out, "%-22s %s: volume %s %s\n", "last boot", when(m.LastBoot.Told), v.UUID, becauseOf(v))
+	}
+}
+
+// becauseOf is what became of a volume in a boot, and why.
+func becauseOf(v unlock.VolumeBoot) string {
+	if v.Reason == "" {
+		return string(v.Outcome)
+	}
+	return fmt.Sprintf("%s: %s", v.Outcome, safe(v.Reason))
 }
 
 // newMachineChange makes a verb that changes machines in one way.

@@ -101,6 +101,11 @@ type Commit struct {
 	Boot   bool   `json:"boot"` // with the sealed blob that came with it; otherwise the volume has none
 }
 
+// Unenrolled is what a server keeps of a machine that took itself back.
+type Unenrolled struct {
+	Packets int `json:"packets"` // they stay, and still open the volume key's payload
+}
+
 // Machine is a machine as lists show it.
 type Machine struct {
 	unlock.Machine

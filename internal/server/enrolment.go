@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"slices"
+	"time"
 
 	"mandos-escrow/escrow"
 	"mandos-escrow/internal/api"
@@ -254,12 +255,13 @@ func (s *Server) commit(c call) (any, error) {
 			return api.Errorf(api.CodeConflict, "packet %s was replaced by a newer one: run `mandos-escrow enroll` again", entry.ID)
 		case boots != in.Boot:
 			return api.Errorf(api.CodeConflict, "the sealed blob that came with packet %s is not here any more", entry.ID)
-		case m.DisabledBecause != notEnrolled:
+		case m.DisabledBecause != notEnrolled && m.Unenrolled.IsZero():
 			return nil // it was committed before
 		}
 		if m.DisabledBecause == notEnrolled {
 			m = m.Enable(c.now)
 		}
+		m.Unenrolled = time.Time{}
 		if err := tx.PutMachine(m); err != nil {
 			return err
 		}
@@ -316,16 +318,32 @@ func (s *Server) supersede(tx *store.Tx, c call, entry escrow.Entry) error {
 	for _, old := range others {
 		next, err := old.Replace(entry, c.now)
 		if err != nil {
-			s.log.Error("alarm: two packets of one volume, and neither replaces the other", "volume", entry.Volume.UUID, "packets", []string{old.ID, entry.ID})
-			if err := c.record(tx, store.Event{Action: "alarm.fork", Machine: string(entry.KeyID), Packet: entry.ID, Volume: entry.Volume.UUID, Detail: "beside " + old.ID}); err != nil {
+			if next, err = s.beside(tx, c, old, entry); err != nil {
 				return err
 			}
-			next = old
-			next.Hold = true
 		}
 		if err := tx.PutEntry(next); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// beside is what becomes of a verified packet that the new one of its volume
+// does not name. Where its machine took itself back it is obsolete, and held:
+// nobody else said that it is done with.
+func (s *Server) beside(tx *store.Tx, c call, old, entry escrow.Entry) (escrow.Entry, error) {
+	left, err := unenrolled(tx, old)
+	if err != nil {
+		return old, err
+	}
+	event := store.Event{Action: "alarm.fork", Machine: string(entry.KeyID), Packet: entry.ID, Volume: entry.Volume.UUID, Detail: "beside " + old.ID}
+	if left && old.KeyID != entry.KeyID {
+		old = old.MarkObsolete(c.now)
+		event.Action, event.Packet, event.Detail = "packet.obsolete", old.ID, "its machine was unenrolled; beside "+entry.ID
+	} else {
+		s.log.Error("alarm: two packets of one volume, and neither replaces the other", "volume", entry.Volume.UUID, "packets", []string{old.ID, entry.ID})
+	}
+	old.Hold = true
+	return old, c.record(tx, event)
 }

@@ -34,6 +34,8 @@ var matrix = map[string]string{
 	"GET /v1/self":                        "- y - - - - -",
 	"PUT /v1/self/volumes/{uuid}":         "- y - - - - -",
 	"POST /v1/self/volumes/{uuid}/commit": "- y - - - - -",
+	"POST /v1/self/boot":                  "- y - - - - -",
+	"DELETE /v1/self":                     "- y - - - - -",
 	"GET /v1/machines":                    "- - y y y y y",
 	"POST /v1/machines":                   "- - - - - y y",
 	"GET /v1/packets":                     "- - y y y y y",

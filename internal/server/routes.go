@@ -50,6 +50,8 @@ var routes = []route{
 	{"GET /v1/self", machines, "", false, (*Server).self},
 	{"PUT /v1/self/volumes/{uuid}", machines, "", false, (*Server).upload},
 	{"POST /v1/self/volumes/{uuid}/commit", machines, "", false, (*Server).commit},
+	{"POST /v1/self/boot", machines, "", false, (*Server).selfBoot},
+	{"DELETE /v1/self", machines, "", false, (*Server).selfRemove},
 
 	{"GET /v1/machines", viewer, "", true, (*Server).machines},
 	{"POST /v1/machines", admin, "machine.change.refused", true, (*Server).change},
