@@ -40,6 +40,7 @@ var sole = map[string]string{
 	"go.etcd.io/bbolt":                "store",
 	"github.com/spf13/cobra":          "cmd/mandos-escrow",
 	"github.com/rogpeppe/go-internal": "cmd/mandos-escrow",
+	"golang.org/x/net":                "unlock",
 	"golang.org/x/term":               "cmd/mandos-escrow",
 }
 

@@ -3,6 +3,8 @@ package unlock
 import (
 	"bytes"
 	"errors"
+	"net"
+	"strings"
 	"testing"
 )
 
@@ -44,4 +46,30 @@ func FuzzBlob(f *testing.F) {
 func FuzzConfig(f *testing.F) {
 	seeds(f, "config")
 	f.Fuzz(func(t *testing.T, data []byte) { sameAgain(t, "config", data, ErrConfig) })
+}
+
+// FuzzDiscover: whatever comes from a link is dropped, or gives addresses that
+// are well-formed, few, and of that link.
+func FuzzDiscover(f *testing.F) {
+	f.Add(announced().bytes())
+	f.Add(announced("192.0.2.7", "2001:db8::7", "fe80::7", "198.51.100.1").bytes())
+	f.Add(query(questionID))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		b, s := newBrowser()
+		b.take(s, data, linkLocal, epoch)
+		found := b.Addresses(testKeyID)
+		if len(found) > 2*maxCandidates {
+			t.Fatalf("%d addresses", len(found))
+		}
+		for _, a := range found {
+			if err := CheckAddress(a); err != nil {
+				t.Fatal(err)
+			}
+			host, _, _ := net.SplitHostPort(a)
+			bare, zone, _ := strings.Cut(host, "%")
+			if ip := net.ParseIP(bare); !s.plausible(ip) || (zone == s.link) != isLinkLocal6(ip) {
+				t.Fatalf("found %s", a)
+			}
+		}
+	})
 }
