@@ -6,10 +6,9 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 
+	"mandos-escrow/initrd"
 	"mandos-escrow/internal/secret"
 	"mandos-escrow/unlock"
 )
@@ -27,26 +26,33 @@ const (
 	exitRefused   = 7
 )
 
-const usage = `Usage: mandos-escrow-unlock [--config DIR] [--volume UUID] --print [--once]
+const usage = `Usage: mandos-escrow-unlock [--config DIR]
+       mandos-escrow-unlock [--config DIR] --check-mapped
+       mandos-escrow-unlock [--config DIR] [--volume UUID] --print [--once]
 
-Asks this machine's servers for the boot passphrase of an encrypted volume, and
-tries again until enough of them release it.
+In the initramfs, beside the prompt: waits until somebody asks for the passphrase
+of an enrolled volume (cryptsetup-initramfs, or systemd-cryptsetup), asks this
+machine's servers for it, again and again until enough of them release it, and
+answers. Ends when all enrolled volumes are open.
 
-  --config DIR   configuration directory (default /etc/mandos-escrow)
-  --print        write exactly the passphrase's bytes to standard output
-  --once         ask each server one time, then give up
-  --volume UUID  the volume, when several are enrolled
-  --version      print the version
-  --help         print this help
+  --config DIR    configuration directory (default /etc/mandos-escrow)
+  --check-mapped  compare what was opened with what was enrolled; remove what differs
+  --print         only ask the servers, and write exactly the passphrase's bytes to
+                  standard output
+  --once          with --print: ask each server one time, then give up
+  --volume UUID   with --print: the volume, when several are enrolled
+  --version       print the version
+  --help          print this help
 
 Exit codes: 0 done, 1 failed, 2 usage, 4 the volume is not the one that was
 enrolled, 5 damaged configuration or blob, 7 refused by so many servers that
-the others cannot make up for it (--once).
+the others cannot make up for it (--once). mandos-escrow=off on the kernel
+command line: does nothing, exit code 0 (but with --print).
 `
 
 type options struct {
-	config, volume              string
-	print, once, help, printVer bool
+	config, volume                           string
+	print, once, checkMapped, help, printVer bool
 }
 
 var errUsage = errors.New("usage")
@@ -70,11 +76,22 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, "mandos-escrow-unlock", Version)
 		return exitDone
 	}
-	if err := fetch(ctx, opts, stdout, say); err != nil {
+	if err := act(ctx, opts, stdout, say); err != nil {
 		say("%v", err)
 		return exitCode(err)
 	}
 	return exitDone
+}
+
+func act(ctx context.Context, o options, stdout io.Writer, say func(string, ...any)) error {
+	boot := initrd.Options{Config: o.config, Say: say, Failed: reporter(say)}
+	switch {
+	case o.print:
+		return fetch(ctx, o, stdout, say)
+	case o.checkMapped:
+		return initrd.CheckMapped(boot)
+	}
+	return initrd.Run(ctx, boot)
 }
 
 func parse(args []string) (options, error) {
@@ -85,6 +102,7 @@ func parse(args []string) (options, error) {
 	flags.StringVar(&o.volume, "volume", "", "")
 	flags.BoolVar(&o.print, "print", false, "")
 	flags.BoolVar(&o.once, "once", false, "")
+	flags.BoolVar(&o.checkMapped, "check-mapped", false, "")
 	flags.BoolVar(&o.printVer, "version", false, "")
 	err := flags.Parse(args)
 	switch {
@@ -95,8 +113,10 @@ func parse(args []string) (options, error) {
 		return o, fmt.Errorf("%w: %w", errUsage, err)
 	case flags.NArg() > 0:
 		return o, fmt.Errorf("%w: unexpected argument %q", errUsage, flags.Arg(0))
-	case !o.print && !o.printVer:
-		return o, fmt.Errorf("%w: without --print there is nobody to hand the passphrase to: this build only prints", errUsage)
+	case o.print && o.checkMapped:
+		return o, fmt.Errorf("%w: --print and --check-mapped are two things to do", errUsage)
+	case !o.print && (o.once || o.volume != ""):
+		return o, fmt.Errorf("%w: --once and --volume go with --print", errUsage)
 	}
 	return o, nil
 }
@@ -104,7 +124,7 @@ func parse(args []string) (options, error) {
 // fetch compares the volume before it asks and again before it prints: what
 // lies there may have been exchanged while an approval was waited for.
 func fetch(ctx context.Context, o options, stdout io.Writer, say func(string, ...any)) error {
-	config, keys, err := load(o.config)
+	config, keys, err := initrd.Load(o.config)
 	if err != nil {
 		return err
 	}
@@ -112,7 +132,7 @@ func fetch(ctx context.Context, o options, stdout io.Writer, say func(string, ..
 	if err != nil {
 		return err
 	}
-	if err := systemDevices.check(volume); errors.Is(err, errNotFound) {
+	if err := initrd.CheckVolume(volume); errors.Is(err, initrd.ErrNotFound) {
 		say("warning: %v, so its header was not compared with what was enrolled", err)
 	} else if err != nil {
 		return err
@@ -127,35 +147,13 @@ func fetch(ctx context.Context, o options, stdout io.Writer, say func(string, ..
 		return fmt.Errorf("volume %s: %w", volume.UUID, err)
 	}
 	defer result.Wipe()
-	if err := systemDevices.check(volume); err != nil && !errors.Is(err, errNotFound) {
+	if err := initrd.CheckVolume(volume); err != nil && !errors.Is(err, initrd.ErrNotFound) {
 		return err
 	}
 	if _, err := stdout.Write(result.Passphrases[volume.UUID]); err != nil {
 		return fmt.Errorf("write the passphrase: %w", err)
 	}
 	return nil
-}
-
-// load reads the configuration directory.
-func load(dir string) (*unlock.Config, unlock.Keys, error) {
-	var files [3][]byte
-	for i, name := range []string{unlock.ConfigFile, unlock.TLSPrivateKeyFile, unlock.PrivateKeyFile} {
-		data, err := os.ReadFile(filepath.Join(dir, name))
-		if err != nil {
-			return nil, unlock.Keys{}, fmt.Errorf("read configuration: %w", err)
-		}
-		defer secret.Wipe(data)
-		files[i] = data
-	}
-	config, err := unlock.ParseConfig(files[0])
-	if err != nil {
-		return nil, unlock.Keys{}, fmt.Errorf("%s: %w", filepath.Join(dir, unlock.ConfigFile), err)
-	}
-	keys, err := config.ParseKeys(files[1], files[2])
-	if err != nil {
-		return nil, unlock.Keys{}, fmt.Errorf("%s: %w", dir, err)
-	}
-	return config, keys, nil
 }
 
 func choose(volumes []unlock.Volume, uuid string) (unlock.Volume, error) {
@@ -180,7 +178,7 @@ func choose(volumes []unlock.Volume, uuid string) (unlock.Volume, error) {
 func reporter(say func(string, ...any)) func(unlock.Server, error) {
 	last := map[string]string{}
 	return func(s unlock.Server, err error) {
-		text := brief(err)
+		text := initrd.Brief(err)
 		if last[string(s.KeyID)] != text {
 			last[string(s.KeyID)] = text
 			say("server %s: %s", s.Name, text)
@@ -192,7 +190,7 @@ func exitCode(err error) int {
 	switch {
 	case errors.Is(err, errUsage):
 		return exitUsage
-	case errors.Is(err, errMismatch):
+	case errors.Is(err, initrd.ErrMismatch):
 		return exitMismatch
 	case errors.Is(err, unlock.ErrConfig), errors.Is(err, unlock.ErrBlob):
 		return exitIntegrity

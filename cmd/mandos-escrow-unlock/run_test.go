@@ -20,17 +20,19 @@ func TestExitCodes(t *testing.T) {
 		code    int
 		stderr  string // must be in it
 	}{
-		"released":          {nil, []string{"--print", "--once"}, exitDone, ""},
-		"without --once":    {nil, []string{"--print"}, exitDone, ""},
-		"volume named":      {func(t *testing.T, f *fixture) { f.addVolume(t) }, []string{"--print", "--once", "--volume", strangerUUID}, exitDone, "warning: volume not found"},
-		"no --print":        {nil, []string{"--once"}, exitUsage, "--print"},
-		"unknown flag":      {nil, []string{"--print", "--frobnicate"}, exitUsage, "frobnicate"},
-		"argument":          {nil, []string{"--print", "disk"}, exitUsage, `"disk"`},
-		"several volumes":   {func(t *testing.T, f *fixture) { f.addVolume(t) }, []string{"--print", "--once"}, exitUsage, strangerUUID},
-		"another volume":    {nil, []string{"--print", "--once", "--volume", strangerUUID}, exitUsage, "not enrolled"},
-		"no configuration":  {func(t *testing.T, f *fixture) { f.remove(t, unlock.ConfigFile) }, []string{"--print", "--once"}, exitFailed, unlock.ConfigFile},
-		"no key":            {func(t *testing.T, f *fixture) { f.remove(t, unlock.PrivateKeyFile) }, []string{"--print", "--once"}, exitFailed, unlock.PrivateKeyFile},
-		"configuration cut": {func(t *testing.T, f *fixture) { f.write(t, unlock.ConfigFile, []byte("mandos-escrow-unlock: 1\n")) }, []string{"--print"}, exitIntegrity, "machine-key-id"},
+		"released":           {nil, []string{"--print", "--once"}, exitDone, ""},
+		"without --once":     {nil, []string{"--print"}, exitDone, ""},
+		"volume named":       {func(t *testing.T, f *fixture) { f.addVolume(t) }, []string{"--print", "--once", "--volume", strangerUUID}, exitDone, "warning: volume not found"},
+		"--once, no --print": {nil, []string{"--once"}, exitUsage, "--print"},
+		"volume, no --print": {nil, []string{"--volume", strangerUUID}, exitUsage, "--print"},
+		"print and check":    {nil, []string{"--print", "--check-mapped"}, exitUsage, "--check-mapped"},
+		"unknown flag":       {nil, []string{"--print", "--frobnicate"}, exitUsage, "frobnicate"},
+		"argument":           {nil, []string{"--print", "disk"}, exitUsage, `"disk"`},
+		"several volumes":    {func(t *testing.T, f *fixture) { f.addVolume(t) }, []string{"--print", "--once"}, exitUsage, strangerUUID},
+		"another volume":     {nil, []string{"--print", "--once", "--volume", strangerUUID}, exitUsage, "not enrolled"},
+		"no configuration":   {func(t *testing.T, f *fixture) { f.remove(t, unlock.ConfigFile) }, []string{"--print", "--once"}, exitFailed, unlock.ConfigFile},
+		"no key":             {func(t *testing.T, f *fixture) { f.remove(t, unlock.PrivateKeyFile) }, []string{"--print", "--once"}, exitFailed, unlock.PrivateKeyFile},
+		"configuration cut":  {func(t *testing.T, f *fixture) { f.write(t, unlock.ConfigFile, []byte("mandos-escrow-unlock: 1\n")) }, []string{"--print"}, exitIntegrity, "machine-key-id"},
 		"another's TLS key": {func(t *testing.T, f *fixture) {
 			pem, err := newKey(t).PrivatePEM()
 			if err != nil {

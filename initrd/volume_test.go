@@ -1,4 +1,4 @@
-package main
+package initrd
 
 import (
 	"errors"
@@ -22,20 +22,20 @@ func TestFindsTheVolume(t *testing.T) {
 		block        map[string]string // what lies at each block device
 		want, twin   error
 	}{
-		"nowhere":                           {"", "", nil, errNotFound, errNotFound},
-		"at its path":                       {"ours", "", nil, nil, errMismatch},
-		"by UUID":                           {"", "ours", nil, nil, errMismatch},
-		"by UUID, another at its path":      {"other", "ours", nil, nil, errMismatch},
-		"by UUID, but another":              {"", "other", nil, errMismatch, errMismatch},
-		"another at its path, else nowhere": {"other", "", nil, errMismatch, errMismatch},
-		"nothing at its path, else nowhere": {"empty", "", nil, errMismatch, errMismatch},
-		"among block devices":               {"", "", map[string]string{"sda": "empty", "sdb": "other", "sdc": "ours"}, nil, errMismatch},
-		"a name with a slash":               {"", "", map[string]string{"cciss!c0d0": "ours"}, nil, errMismatch},
-		"not among block devices":           {"", "", map[string]string{"sda": "empty", "sdb": "other", "sdz": ""}, errNotFound, errNotFound},
+		"nowhere":                           {"", "", nil, ErrNotFound, ErrNotFound},
+		"at its path":                       {"ours", "", nil, nil, ErrMismatch},
+		"by UUID":                           {"", "ours", nil, nil, ErrMismatch},
+		"by UUID, another at its path":      {"other", "ours", nil, nil, ErrMismatch},
+		"by UUID, but another":              {"", "other", nil, ErrMismatch, ErrMismatch},
+		"another at its path, else nowhere": {"other", "", nil, ErrMismatch, ErrMismatch},
+		"nothing at its path, else nowhere": {"empty", "", nil, ErrMismatch, ErrMismatch},
+		"among block devices":               {"", "", map[string]string{"sda": "empty", "sdb": "other", "sdc": "ours"}, nil, ErrMismatch},
+		"a name with a slash":               {"", "", map[string]string{"cciss!c0d0": "ours"}, nil, ErrMismatch},
+		"not among block devices":           {"", "", map[string]string{"sda": "empty", "sdb": "other", "sdz": ""}, ErrNotFound, ErrNotFound},
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := t.TempDir()
-			d := devices{filepath.Join(root, "by-uuid"), filepath.Join(root, "block"), filepath.Join(root, "dev")}
+			d := devices{root, filepath.Join(root, "block"), filepath.Join(root, "dev")}
 			volume := enrolled
 			volume.Path = filepath.Join(root, "disk")
 			link := func(target, path string) {
@@ -47,7 +47,7 @@ func TestFindsTheVolume(t *testing.T) {
 				}
 			}
 			link(c.path, volume.Path)
-			link(c.byUUID, filepath.Join(d.byUUID, volume.UUID))
+			link(c.byUUID, filepath.Join(d.disk, "by-uuid", volume.UUID))
 			for device, target := range c.block {
 				link("empty", filepath.Join(d.block, device))
 				link(target, filepath.Join(d.dev, filepath.FromSlash(map[bool]string{true: "cciss/c0d0", false: device}[device == "cciss!c0d0"])))
