@@ -9,6 +9,7 @@ import (
 // denied says why the boot program may not link a package, or those below it.
 var denied = map[string]string{
 	"net/http":                      "1 MB and more, and the boot protocol needs none",
+	"regexp":                        "190 KB",
 	"os/exec":                       "nothing in the initramfs is started from here",
 	"text/template":                 "keeps the linker from dropping unused methods",
 	"html/template":                 "keeps the linker from dropping unused methods",
