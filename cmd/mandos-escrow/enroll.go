@@ -2,9 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,22 +19,36 @@ type enrollOptions struct {
 	tokenFile, passphraseFile, root, name string
 	devices                               []string
 	removePassphrase, noBoot              bool
+	noImage, test                         bool
 }
 
 func newEnroll(g *globals) *cobra.Command {
 	var o enrollOptions
 	cmd := &cobra.Command{
-		Use:   "enroll --token-file FILE --device DEV...",
+		Use:   "enroll {--token-file FILE --device DEV... | --test}",
 		Short: "register this machine and escrow its volumes",
 		Long: `Registers this machine at the token's server, escrows the volume key and a new
 recovery passphrase of each device, and prepares unattended boot with a new boot
 passphrase. Both passphrases get a keyslot each and are proved to open it.
 
+Then it installs the boot program into the boot images: it writes the files for
+initramfs-tools or dracut, whichever makes them, has the image of every kernel
+made anew, and looks into it. If that fails, images and files are as they were,
+the escrow stands, and the exit code is 1. Where another program makes the images
+it says so, and leaves them alone.
+
+With --test it does what the next boot does, and says for each step whether it
+went well: the boot program fetches each volume's boot passphrase and decrypts
+it, that opens the boot keyslot, and the images hold what they must, and nobody
+but root can read them. To the server this is a boot. Without --token-file it
+only tests what is enrolled.
+
 It can be killed at any point and run again with the same token: it ends with
 exactly one boot and one recovery keyslot of its own on each volume, and removes
 nothing that it did not make, unless --remove-passphrase says so.`,
 		Example: `  mandos-escrow enroll --token-file token --device /dev/vda3 --passphrase-file user.pass
-  mandos-escrow enroll --token-file token --device /dev/vda3 --passphrase-file user.pass --root /mnt/sysimage`,
+  mandos-escrow enroll --token-file token --device /dev/vda3 --passphrase-file user.pass --root /mnt/sysimage
+  mandos-escrow enroll --test`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runEnroll(cmd.Context(), g, o) },
 	}
@@ -44,16 +58,25 @@ nothing that it did not make, unless --remove-passphrase says so.`,
 	cmd.Flags().BoolVar(&o.removePassphrase, "remove-passphrase", false, "remove that passphrase once ours are proved")
 	cmd.Flags().StringVar(&o.root, "root", "/", "prefix of what is written, and of /etc/machine-id")
 	cmd.Flags().BoolVar(&o.noBoot, "no-boot", false, "escrow only: no unattended boot")
+	cmd.Flags().BoolVar(&o.noImage, "no-image", false, "leave the boot image alone, and out of --test")
+	cmd.Flags().BoolVar(&o.test, "test", false, "prove that the next boot is unattended; alone: of what is enrolled")
 	cmd.Flags().StringVar(&o.name, "name", "", "name of the machine (default: the host name)")
 	return g.withJSON(cmd)
 }
 
 func runEnroll(ctx context.Context, g *globals, o enrollOptions) error {
-	if o.tokenFile == "" || len(o.devices) == 0 {
-		return usage("enroll needs --token-file and at least one --device")
+	testOnly := o.test && o.tokenFile == "" && len(o.devices) == 0
+	if !testOnly && (o.tokenFile == "" || len(o.devices) == 0) {
+		return usage("enroll needs --token-file and at least one --device; or --test alone")
+	}
+	if o.test && o.noBoot {
+		return usage("enroll: with --no-boot there is no boot to test")
 	}
 	if info, err := os.Stat(o.root); err != nil || !info.IsDir() {
 		return fmt.Errorf("enroll: --root %s is not a folder", o.root)
+	}
+	if testOnly {
+		return testBoot(ctx, g, o, nil)
 	}
 	if o.tokenFile == "-" && o.passphraseFile == "-" {
 		return usage("enroll: the token and the passphrase cannot both come from standard input")
@@ -84,20 +107,27 @@ func runEnroll(ctx context.Context, g *globals, o enrollOptions) error {
 		NoBoot: o.noBoot, Name: o.name, Now: time.Now,
 		Progress: func(format string, args ...any) { g.say("%s", safe(fmt.Sprintf(format, args...))) },
 	})
+	if !o.test { // otherwise they are printed with the checks
+		err = errors.Join(err, printResults(g, results))
+	}
+	if err == nil && !o.noBoot && !o.noImage {
+		err = setUpImage(ctx, g, o.root)
+	}
+	switch {
+	case o.test && err == nil:
+		return testBoot(ctx, g, o, results)
+	case o.test:
+		return errors.Join(err, printTest(g, results, nil))
+	}
+	return err
+}
+
+func printResults(g *globals, results []enroll.Result) error {
 	if g.json {
-		if printErr := g.printJSON(results); printErr != nil && err == nil {
-			err = printErr
-		}
-	} else {
-		for _, r := range results {
-			printEnrolled(g, r)
-		}
+		return g.printJSON(results)
 	}
-	if err != nil {
-		return err
-	}
-	if !o.noBoot {
-		warnBoot(g, o.root)
+	for _, r := range results {
+		printEnrolled(g, r)
 	}
 	return nil
 }
@@ -112,16 +142,4 @@ func printEnrolled(g *globals, r enroll.Result) {
 		boot = fmt.Sprintf("boot passphrase in keyslot %d", r.BootSlot)
 	}
 	fmt.Fprintf(g.out, "%s: volume %s %s, packet %s, recovery passphrase in keyslot %d, %s\n", r.Device, r.UUID, how, r.Packet, r.RecoverySlot, boot)
-}
-
-// warnBoot says what is still missing for the next boot to be unattended.
-func warnBoot(g *globals, root string) {
-	systems := map[string]string{"initramfs-tools": "usr/share/initramfs-tools", "dracut": "usr/lib/dracut"}
-	for name, path := range systems {
-		if _, err := os.Stat(filepath.Join(root, path)); err == nil {
-			g.warn(fmt.Sprintf("this version does not install itself into %s images: see docs/operations.md for what the boot image must contain", name))
-			return
-		}
-	}
-	g.warn("no initramfs system was found below " + root + ": the boot image must be given mandos-escrow-unlock and /etc/mandos-escrow by hand")
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"net"
 	"os"
@@ -10,10 +11,58 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"mandos-escrow/initrd"
+	"mandos-escrow/internal/bootimage"
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"mandos-escrow": main})
+	testscript.Main(m, map[string]func(){"mandos-escrow": func() {
+		detectSystem = detectFake
+		main()
+	}})
+}
+
+// fakeSystem has programs that stand in for those of a system.
+const fakeSystem = "../../internal/bootimage/testdata/fake"
+
+// detectFake has the programs of a fake system run without a chroot, which is
+// for root only. They find their folder in the environment.
+func detectFake(root string) (*bootimage.System, error) {
+	s, err := bootimage.Detect(root)
+	if err == nil {
+		s.Run = func(ctx context.Context, root string, c bootimage.Command) error {
+			cmd := exec.CommandContext(ctx, filepath.Join(root, c.Path), c.Args...)
+			cmd.Dir, cmd.Stdout, cmd.Stderr = filepath.Join(root, c.Dir), c.Out, c.Out
+			cmd.Env = append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "ROOT=" + root}, c.Env...)
+			return cmd.Run()
+		}
+	}
+	return s, err
+}
+
+// cmdSystem: `system initramfs-tools|dracut FOLDER` makes a root with one kernel
+// and its boot image, and the boot program in its place.
+func cmdSystem(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: system initramfs-tools|dracut FOLDER")
+	}
+	root := ts.MkAbs(args[1])
+	ts.Check(os.CopyFS(root, os.DirFS(ts.Getenv("FAKE_SYSTEM"))))
+	program, err := os.ReadFile(ts.Getenv("UNLOCK"))
+	ts.Check(err)
+	for name, data := range map[string][]byte{
+		initrd.Program: program, "boot/vmlinuz-6.1.0-1": nil, "boot/initrd.img-6.1.0-1": []byte("before"), "lib/modules/6.1.0-1/modules.dep": nil, "etc/fstab": nil,
+		"usr/lib/systemd/systemd": nil, "usr/lib/dracut/modules.d/01systemd-initrd/module-setup.sh": nil,
+	} {
+		file := filepath.Join(root, name)
+		ts.Check(os.MkdirAll(filepath.Dir(file), 0o755))
+		ts.Check(os.WriteFile(file, data, 0o600))
+	}
+	ts.Check(os.Chmod(filepath.Join(root, initrd.Program), 0o755))
+	if args[0] == "dracut" {
+		ts.Check(os.Remove(filepath.Join(root, "usr/sbin/mkinitramfs")))
+	}
 }
 
 // TestScript runs testdata/script: what people type, with exact exit codes,
@@ -30,6 +79,10 @@ func TestScript(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build the boot program: %v\n%s", err, out)
 	}
+	fake, err := filepath.Abs(fakeSystem)
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
@@ -42,6 +95,8 @@ func TestScript(t *testing.T) {
 			e.Setenv("HOME", filepath.Join(e.WorkDir, "home"))
 			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "home", "config"))
 			e.Setenv("LC_ALL", "C.UTF-8")
+			e.Setenv("UNLOCK", unlock)
+			e.Setenv("FAKE_SYSTEM", fake)
 			e.Setenv("PATH", filepath.Dir(unlock)+":"+e.Getenv("PATH")+":/usr/sbin:/sbin")
 			return os.Mkdir(filepath.Join(e.WorkDir, "home"), 0o700)
 		},
@@ -52,6 +107,7 @@ func TestScript(t *testing.T) {
 			"flip":   cmdFlip,
 			"cut":    cmdCut,
 			"jqset":  cmdJQSet,
+			"system": cmdSystem,
 		},
 	})
 }

@@ -75,6 +75,10 @@ type System struct {
 // packages pull in as a tool, makes no image. An error is ErrUnknown, and says
 // what was looked for.
 func Detect(root string) (*System, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, err
+	}
 	s := &System{Root: root, Progress: func(string, ...any) {}}
 	updates, err := s.read("usr/sbin/update-initramfs")
 	if err == nil && s.exists("usr/sbin/mkinitramfs") && ownUpdater.Match(updates) {

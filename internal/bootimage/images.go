@@ -17,9 +17,10 @@ type Image struct {
 	Path   string      // in the system; empty: none was found
 	Mode   fs.FileMode // its permission bits
 	Size   int64       // in bytes
-	// Err is what is wrong with it, all of it: ErrNoImage, ErrReadable,
-	// ErrContents, ErrForbidden. Nil: the machine boots unattended from it.
-	Err error
+	// Faults are what is wrong with it: ErrNoImage, ErrReadable, ErrContents,
+	// ErrForbidden. Without one the machine boots unattended from it.
+	Faults []error
+	Err    error // all of them, or nil
 }
 
 // Images finds all kernels of the system and their images, and looks into none.
@@ -41,7 +42,8 @@ func (s *System) Images() ([]Image, error) {
 			images = append(images, Image{Kernel: kernel, Path: "/" + name, Mode: info.Mode().Perm(), Size: info.Size()})
 		}
 		if !found {
-			images = append(images, Image{Kernel: kernel, Err: fmt.Errorf("kernel %s: %w: it boots no encrypted root", kernel, ErrNoImage)})
+			missing := fmt.Errorf("kernel %s: %w: it boots no encrypted root", kernel, ErrNoImage)
+			images = append(images, Image{Kernel: kernel, Faults: []error{missing}, Err: missing})
 		}
 	}
 	return images, nil

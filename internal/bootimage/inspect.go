@@ -33,7 +33,7 @@ func (s *System) Inspect(ctx context.Context) ([]Image, error) {
 	defer lock.Close()
 	for i := range images {
 		if images[i].Path != "" {
-			if images[i].Err, err = s.inspect(ctx, images[i], lock); err != nil {
+			if err := s.inspect(ctx, &images[i], lock); err != nil {
 				return nil, err
 			}
 		}
@@ -47,33 +47,45 @@ func (s *System) lock() (*os.File, error) {
 	return config.Lock(s.path(config.RunningFolder, "images.lock"))
 }
 
-// inspect returns what is wrong with one image.
-func (s *System) inspect(ctx context.Context, image Image, lock *os.File) (wrong, err error) {
-	var faults []error
-	if image.Mode&0o077 != 0 {
-		faults = append(faults, fmt.Errorf("%s: %w (mode %04o); chmod 600 it, or, where it lies on FAT, mount that with the option umask=0077", image.Path, ErrReadable, image.Mode))
+// inspect finds out what is wrong with one image.
+func (s *System) inspect(ctx context.Context, image *Image, lock *os.File) error {
+	image.Faults = nil
+	fault := func(format string, args ...any) {
+		image.Faults = append(image.Faults, fmt.Errorf("%s: %w", image.Path, fmt.Errorf(format, args...)))
 	}
+	if image.Mode&0o077 != 0 {
+		fault("%w (mode %04o); chmod 600 it, or, where it lies on FAT, mount that with the option umask=0077", ErrReadable, image.Mode)
+	}
+	if err := s.lookInto(ctx, image, lock, fault); err != nil {
+		return err
+	}
+	image.Err = errors.Join(image.Faults...)
+	return nil
+}
+
+func (s *System) lookInto(ctx context.Context, image *Image, lock *os.File, fault func(string, ...any)) error {
 	dir, err := s.workFolder(image)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer os.RemoveAll(dir)
 	tree, err := s.unpack(ctx, image, dir, lock)
-	if err != nil && ctx.Err() != nil {
-		return nil, err
-	}
-	if err != nil {
-		return errors.Join(append(faults, fmt.Errorf("%s: %w: it cannot be taken apart: %w", image.Path, ErrContents, err))...), nil
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return err
+	case err != nil:
+		fault("%w: it cannot be taken apart: %w", ErrContents, err)
+		return nil
 	}
 	defer tree.Close()
 	found, err := s.compare(tree)
 	if err != nil {
-		return nil, fmt.Errorf("look into %s: %w", image.Path, err)
+		return fmt.Errorf("look into %s: %w", image.Path, err)
 	}
-	for _, fault := range found {
-		faults = append(faults, fmt.Errorf("%s: %w", image.Path, fault))
+	for _, f := range found {
+		fault("%w", f)
 	}
-	return errors.Join(faults...), nil
+	return nil
 }
 
 // Sizes of what an image unpacks to, for the choice of a folder.
@@ -85,7 +97,7 @@ const (
 // workFolder makes a folder of root's for the keys that an image holds: in
 // memory, or else on the encrypted root, where the same keys lie anyway. It has
 // one name, so that the next run removes what a killed one left.
-func (s *System) workFolder(image Image) (string, error) {
+func (s *System) workFolder(image *Image) (string, error) {
 	const name = "mandos-escrow-image"
 	inMemory, onDisk := s.path("run", name), s.path(config.RunningFolder, name)
 	for _, dir := range []string{inMemory, onDisk} {
@@ -109,7 +121,7 @@ func (s *System) workFolder(image Image) (string, error) {
 // the kernel would unpack: initramfs-tools' program puts archives that only hold
 // microcode into folders beside it. dracut's gives out files by pattern, for
 // which * is also a slash.
-func (s *System) unpack(ctx context.Context, image Image, dir string, lock *os.File) (*os.Root, error) {
+func (s *System) unpack(ctx context.Context, image *Image, dir string, lock *os.File) (*os.Root, error) {
 	var said bytes.Buffer
 	out := &lines{say: func(_ string, line ...any) {
 		if said.Len() < maxLine {

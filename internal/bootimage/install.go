@@ -30,9 +30,12 @@ type Change struct {
 	undo    []func() error
 }
 
+// settled reports whether there was nothing to do.
+func (c *Change) settled() bool { return len(c.undo) == 0 }
+
 // Commit makes the change stay.
 func (c *Change) Commit() error {
-	if len(c.undo) == 0 {
+	if c.settled() {
 		return nil
 	}
 	c.undo = nil
@@ -175,15 +178,30 @@ func (s *System) files() (map[string][]byte, error) {
 	return files, err
 }
 
+// Program finds the boot program that a system's images hold, or would hold: in
+// its place below the root, or else beside the running executable.
+func Program(root string) (string, error) {
+	from := (&System{Root: root}).programs()
+	slices.Reverse(from[:2]) // what is installed counts
+	for _, file := range from {
+		if info, err := os.Stat(file); err == nil && info.Mode().IsRegular() {
+			return file, nil
+		}
+	}
+	return "", fmt.Errorf("the boot program mandos-escrow-unlock is not at %s", strings.Join(from, " or "))
+}
+
 // programs are where the boot program may be found.
 func (s *System) programs() []string {
 	if s.Program != "" {
 		return []string{s.Program}
 	}
 	var from []string
-	if self, err := os.Executable(); err == nil {
-		from = append(from, filepath.Join(filepath.Dir(self), filepath.Base(initrd.Program)))
+	self, err := os.Executable()
+	if err != nil {
+		self = os.Args[0]
 	}
+	from = append(from, filepath.Join(filepath.Dir(self), filepath.Base(initrd.Program)))
 	from = append(from, s.path(initrd.Program))
 	if running := "/" + initrd.Program; !slices.Contains(from, running) {
 		from = append(from, running)

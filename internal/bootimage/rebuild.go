@@ -15,12 +15,19 @@ import (
 	"mandos-escrow/internal/config"
 )
 
-// Apply installs the files, has all images made anew, and looks into them. On an
-// error images and files are as before it.
+// Apply installs the files, has all images made anew, and looks into them; where
+// all that stands already, it makes none. On an error images and files are as
+// before it.
 func (s *System) Apply(ctx context.Context) ([]Image, error) {
 	change, err := s.Install(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if change.settled() {
+		images, err := s.Inspect(ctx)
+		if err == nil && len(images) > 0 && !slices.ContainsFunc(images, func(i Image) bool { return i.Err != nil }) {
+			return images, nil
+		}
 	}
 	for _, file := range change.Written {
 		s.Progress("installed %s", s.path(file))
@@ -97,11 +104,10 @@ func (s *System) make(ctx context.Context, images []Image, lock *os.File) ([]Ima
 			return nil, err
 		}
 		images[i].Mode, images[i].Size = info.Mode().Perm(), info.Size()
-		fault, err := s.inspect(ctx, images[i], lock)
-		if err != nil {
+		if err := s.inspect(ctx, &images[i], lock); err != nil {
 			return nil, err
 		}
-		wrong = append(wrong, fault)
+		wrong = append(wrong, images[i].Faults...)
 	}
 	return images, errors.Join(wrong...)
 }
@@ -384,7 +390,7 @@ func (s *System) whole(ctx context.Context, image string, lock *os.File) (bool, 
 	if err != nil {
 		return false, err
 	}
-	found := Image{Path: image, Size: info.Size()}
+	found := &Image{Path: image, Size: info.Size()}
 	dir, err := s.workFolder(found)
 	if err != nil {
 		return false, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -22,16 +23,17 @@ func TestApply(t *testing.T) {
 		if said := f.said.String(); !strings.Contains(said, "installed ") || !strings.Contains(said, "Generating") && !strings.Contains(said, "Executing") {
 			t.Errorf("said only %s", said)
 		}
-		// again: nothing new is written but the images
+		// again: there is nothing to do
 		record, err := f.read("var/lib/mandos-escrow-agent/installed")
 		if err != nil || !strings.Contains(string(record), "state: committed") {
 			t.Errorf("%s, %v", record, err)
 		}
 		before := f.tree(t)
+		f.goesWrong(t, "fails-at-1")
 		f.mustApply(t)
 		f.unchanged(t, before)
 		inspected, err := f.Inspect(t.Context())
-		if err != nil || len(inspected) != 2 || inspected[0] != images[0] || inspected[1] != images[1] {
+		if err != nil || len(inspected) != 2 || !reflect.DeepEqual(inspected, images) {
 			t.Errorf("%+v, %v", inspected, err)
 		}
 	})

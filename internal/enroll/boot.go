@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"mandos-escrow/internal/config"
+	"mandos-escrow/luks"
 	"mandos-escrow/unlock"
 )
 
@@ -39,18 +40,27 @@ func (e *enrolment) bootConfig(boot bool, volumes ...*volume) ([]byte, error) {
 	conf := &unlock.Config{Machine: e.boot.Key.KeyID(), Threshold: 1, Servers: []unlock.Server{e.server()}, Volumes: before.Volumes}
 	for _, v := range volumes {
 		pins := v.header.Enrolled()
-		conf.Volumes = slices.DeleteFunc(conf.Volumes, func(o unlock.Volume) bool { return o.UUID == pins.UUID })
-		if boot {
-			conf.Volumes = append(conf.Volumes, unlock.Volume{
-				UUID: pins.UUID, Path: v.path, Type: pins.Type, Cipher: pins.Cipher, KeyBits: pins.KeyBits,
-				Offset: pins.Offset, SectorSize: pins.SectorSize, Digest: pins.Digest,
-			})
+		i := slices.IndexFunc(conf.Volumes, func(o unlock.Volume) bool { return o.UUID == pins.UUID })
+		switch {
+		case boot && i < 0:
+			conf.Volumes = append(conf.Volumes, bootVolume(v.path, pins))
+		case boot: // in its place: where nothing else changed, the file stays the same
+			conf.Volumes[i] = bootVolume(v.path, pins)
+		case i >= 0:
+			conf.Volumes = slices.Delete(conf.Volumes, i, i+1)
 		}
 	}
 	if len(conf.Volumes) == 0 {
 		return nil, nil
 	}
 	return conf.Bytes()
+}
+
+func bootVolume(path string, pins luks.Enrolled) unlock.Volume {
+	return unlock.Volume{
+		UUID: pins.UUID, Path: path, Type: pins.Type, Cipher: pins.Cipher, KeyBits: pins.KeyBits,
+		Offset: pins.Offset, SectorSize: pins.SectorSize, Digest: pins.Digest,
+	}
 }
 
 // checkBootConfig sees to it that the file can be written when it comes to
