@@ -59,9 +59,9 @@ packages: build $(NFPM)
 	packaging/build.sh $(NFPM)
 	NFPM=$(CURDIR)/$(NFPM) go test ./packaging -tags packages -count=1
 
-vm:
+vm: packages
 	@test/setup.sh vm
-	go test ./testvm -tags vm -count=1 -v -timeout 20m
+	go test ./testvm -tags vm -count=1 -v -timeout 30m
 
 lint: $(LINT)
 	$(LINT) run

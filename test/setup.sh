@@ -36,6 +36,7 @@ packages() {
 }
 vm() {
 	have qemu-system-x86_64 qemu-system-x86
+	have mmdebstrap mmdebstrap
 	have mkfs.ext4 e2fsprogs
 	have depmod kmod
 	have cryptsetup cryptsetup-bin

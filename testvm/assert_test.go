@@ -17,7 +17,7 @@ const bootLimit = 5 * time.Minute
 // mustNotHoldMarker shows that printing the marker takes more than this file.
 func (s *site) mustNotHoldMarker(name string) {
 	s.t.Helper()
-	if bytes.Contains(s.read(name), []byte(s.root.Marker)) {
+	if bytes.Contains(s.read(name), []byte(s.marker)) {
 		s.t.Fatalf("%s holds the marker in clear", name)
 	}
 }
@@ -27,7 +27,7 @@ func (s *site) mustNotHoldMarker(name string) {
 func (s *site) mustReachRoot(m *Machine) {
 	s.t.Helper()
 	mapping := fmt.Sprintf("CRYPT-LUKS%d-%s-testvm-root", s.root.LUKS, strings.ReplaceAll(s.uuid, "-", ""))
-	s.mustEndWith(m, "testvm: root on "+mapping+"\ntestvm: marker "+s.root.Marker+"\n")
+	s.mustEndWith(m, "testvm: root on "+mapping+"\ntestvm: marker "+s.marker+"\n")
 }
 
 // mustStayLocked waits until the boot program has given up with this exit code
@@ -40,7 +40,7 @@ func (s *site) mustStayLocked(m *Machine, exit int) {
 
 func (s *site) mustBeLocked(m *Machine) {
 	s.t.Helper()
-	for _, sign := range []string{"testvm: volume opened", "testvm: root", "testvm: marker", s.root.Marker} {
+	for _, sign := range []string{"testvm: volume opened", "testvm: root", "testvm: marker", s.marker} {
 		if m.Console.Contains(sign) {
 			s.t.Fatalf("a machine that has to stay locked says %q", sign)
 		}
@@ -66,7 +66,7 @@ func (s *site) mustEndWith(m *Machine, text string) {
 	if shown := s.secret.in([]byte(m.Console.String())); shown != nil {
 		s.t.Errorf("the console shows %q", shown)
 	}
-	s.t.Logf("%q, and power off after %.1f s", strings.TrimSpace(text), time.Since(m.Started).Seconds())
+	s.t.Logf("%q, and power off after %.1f s, %.1f s of a processor", strings.TrimSpace(text), time.Since(m.Started).Seconds(), m.CPU().Seconds())
 }
 
 // counter reads a TCP counter of the servers' side.

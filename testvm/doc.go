@@ -4,8 +4,8 @@
 //
 // It is a test harness. It is not linked into any program, decides nothing
 // about keys, and does not know what the boot program and the server say to
-// each other. It drives apt, dpkg, depmod, mkfs.ext4, cryptsetup, ip and qemu
-// as programs, and imports no other package of this module; only the guest's
+// each other. It drives apt, dpkg, depmod, mmdebstrap, mkfs.ext4, cryptsetup, ip
+// and qemu as programs, and imports no other package of this module; only the guest's
 // first program, in the folder init, imports luks/dmcrypt.
 package testvm
 
@@ -22,7 +22,7 @@ import (
 
 // tools are the programs that a run needs, each in a package that setup.sh
 // installs.
-var tools = []string{"qemu-system-x86_64", "mkfs.ext4", "depmod", "cryptsetup", "ip", "apt-get", "dpkg"}
+var tools = []string{"qemu-system-x86_64", "mkfs.ext4", "depmod", "cryptsetup", "ip", "apt-get", "dpkg", "mmdebstrap"}
 
 // CheckHost says what this host lacks to run the machines, and what to do
 // about it: root is needed to make network namespaces and tap devices.

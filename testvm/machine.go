@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -17,20 +18,22 @@ var (
 	ErrEnded = errors.New("testvm: the machine ended first")
 )
 
-// Machine is one virtual machine: one CPU, a disk, a network port, and its
+// Machine is one virtual machine: one CPU, disks, a network port, and its
 // serial console in a buffer. The fields are set before Start.
 type Machine struct {
 	Kernel  string   // path of vmlinuz
 	Initrd  string   // path of the initramfs
-	Disk    string   // path of the raw image that is /dev/vda
+	Disks   []string // paths of the raw images that are /dev/vda, /dev/vdb...
+	Memory  int      // MiB
 	Port    *Port    // network
 	Append  []string // words for the kernel command line
 	Console Console
 	Started time.Time // set by Start
 
 	cmd  *exec.Cmd
-	done chan struct{} // closed when qemu has ended
-	err  error         // how it ended; read after done
+	keys io.WriteCloser // what is typed on the serial line
+	done chan struct{}  // closed when qemu has ended
+	err  error          // how it ended; read after done
 }
 
 // Start starts qemu. $MANDOS_ESCROW_TESTVM_ACCEL names its accelerator. The
@@ -41,19 +44,33 @@ func (m *Machine) Start() error {
 	if accel == "" || accel == "tcg" {
 		accel, cpu = "tcg", "max"
 	}
-	words := append([]string{"console=ttyS0", "quiet", "panic=-1", "random.trust_cpu=on"}, m.Append...)
-	m.cmd = inNamespace(context.Background(), m.Port.lan.guests, "qemu-system-x86_64",
+	// On a busy host a software CPU stands still for seconds, which is no fault.
+	words := append([]string{
+		"console=ttyS0", "quiet", "panic=-1", "random.trust_cpu=on",
+		"nowatchdog", "rcupdate.rcu_cpu_stall_suppress=1",
+	}, m.Append...)
+	argv := []string{
+		"qemu-system-x86_64",
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
-		"-machine", "q35,accel="+accel, "-cpu", cpu, "-smp", "1", "-m", "512",
+		"-machine", "q35,accel=" + accel, "-cpu", cpu, "-smp", "1", "-m", fmt.Sprint(m.Memory),
 		"-kernel", m.Kernel, "-initrd", m.Initrd, "-append", strings.Join(words, " "),
-		"-drive", "if=none,id=root,format=raw,cache=unsafe,file="+strings.ReplaceAll(m.Disk, ",", ",,"),
-		"-device", "virtio-blk-pci,drive=root",
-		"-netdev", "tap,id=lan,script=no,downscript=no,ifname="+m.Port.tap,
-		"-device", "virtio-net-pci,netdev=lan,romfile=,mac="+m.Port.mac,
+		"-netdev", "tap,id=lan,script=no,downscript=no,ifname=" + m.Port.tap,
+		"-device", "virtio-net-pci,netdev=lan,romfile=,mac=" + m.Port.mac,
 		"-device", "virtio-rng-pci",
-	)
+	}
+	for n, disk := range m.Disks {
+		id := fmt.Sprintf("disk%d", n)
+		argv = append(argv, "-drive", "if=none,id="+id+",format=raw,cache=unsafe,file="+strings.ReplaceAll(disk, ",", ",,"),
+			"-device", "virtio-blk-pci,drive="+id)
+	}
+	m.cmd = inNamespace(context.Background(), m.Port.lan.guests, argv...)
 	m.cmd.Stdout, m.cmd.Stderr = &m.Console, &m.Console
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	keys, err := m.cmd.StdinPipe()
+	if err != nil {
+		return fmt.Errorf("testvm: start qemu: %w", err)
+	}
+	m.keys = keys
 	if err := m.cmd.Start(); err != nil {
 		return fmt.Errorf("testvm: start qemu: %w", err)
 	}
@@ -63,6 +80,14 @@ func (m *Machine) Start() error {
 		m.err = m.cmd.Wait()
 		close(m.done)
 	}()
+	return nil
+}
+
+// Type types a line on the serial console, which need not show it.
+func (m *Machine) Type(line string) error {
+	if _, err := io.WriteString(m.keys, line+"\r"); err != nil {
+		return fmt.Errorf("testvm: type on the console: %w", err)
+	}
 	return nil
 }
 
@@ -109,6 +134,12 @@ func (m *Machine) Wait(ctx context.Context) error {
 			return fmt.Errorf("testvm: waiting for power off: %w", ctx.Err())
 		}
 	}
+}
+
+// CPU is the time that a machine which has ended took of the host's processors.
+func (m *Machine) CPU() time.Duration {
+	<-m.done
+	return m.cmd.ProcessState.UserTime() + m.cmd.ProcessState.SystemTime()
 }
 
 // Close kills the machine, if it still runs, and waits for its end.

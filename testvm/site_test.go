@@ -27,10 +27,31 @@ type site struct {
 	uuid   string
 	secret secrets // what no console may show
 	boots  int
+
+	passphrase []byte // of the user, on all volumes
+	marker     string // what a machine says that has booted
 }
 
 // newSite makes the network and the disk. No server exists yet.
 func newSite(t *testing.T, luks int) *site {
+	t.Helper()
+	s := newNetwork(t)
+	s.root = Root{
+		LUKS:       luks,
+		Init:       filepath.Join(programs, "rootinit"),
+		Marker:     s.marker, // stands on the encrypted root, and nowhere else
+		Passphrase: s.passphrase,
+	}
+	if err := s.root.Write(t.Context(), s.path("disk.img")); err != nil {
+		t.Fatal(err)
+	}
+	s.uuid = s.cryptsetup(nil, "luksUUID", "disk.img")
+	s.mustNotHoldMarker("disk.img")
+	return s
+}
+
+// newNetwork is a site without a machine.
+func newNetwork(t *testing.T) *site {
 	t.Helper()
 	lan, err := NewLAN(t.Context())
 	if err != nil {
@@ -42,19 +63,9 @@ func newSite(t *testing.T, luks int) *site {
 		}
 	})
 	passphrase := rand.Text()
-	s := &site{t: t, dir: t.TempDir(), lan: lan, secret: secrets{}, root: Root{
-		LUKS:       luks,
-		Init:       filepath.Join(programs, "rootinit"),
-		Marker:     rand.Text(), // stands on the encrypted root, and nowhere else
-		Passphrase: []byte(passphrase),
-	}}
+	s := &site{t: t, dir: t.TempDir(), lan: lan, secret: secrets{}, passphrase: []byte(passphrase), marker: rand.Text()}
 	s.write("user.pass", passphrase)
 	s.write("master.pass", rand.Text())
-	if err := s.root.Write(t.Context(), s.path("disk.img")); err != nil {
-		t.Fatal(err)
-	}
-	s.uuid = s.cryptsetup(nil, "luksUUID", "disk.img")
-	s.mustNotHoldMarker("disk.img")
 	return s
 }
 
@@ -164,7 +175,8 @@ func (s *site) enroll(state string) {
 	if want := "\nvolume-path: " + s.path("disk.img") + "\n"; !bytes.Contains(s.read("root/etc/mandos-escrow/unlock.conf"), []byte(want)) {
 		s.t.Fatalf("unlock.conf has no line %q", want)
 	}
-	s.learnSecrets()
+	s.learnSecrets(s.lan.ServerCommand(s.t.Context(), filepath.Join(programs, "mandos-escrow-unlock"),
+		"--config", s.path("root/etc/mandos-escrow"), "--print", "--once"), "disk.img", "root/etc/mandos-escrow")
 	initramfs := Initramfs{
 		Kernel: kernel,
 		Init:   filepath.Join(programs, "init"),
@@ -178,23 +190,23 @@ func (s *site) enroll(state string) {
 }
 
 // learnSecrets collects what a console may not show. The boot passphrase is
-// fetched as the machine will, and has to open the volume.
-func (s *site) learnSecrets() {
+// fetched as the machine will, by the boot program as given, and
+// has to open the volume in image. Config is the folder of the boot identity.
+func (s *site) learnSecrets(unlock *exec.Cmd, image, config string) {
 	s.t.Helper()
-	unlock := s.lan.ServerCommand(s.t.Context(), filepath.Join(programs, "mandos-escrow-unlock"),
-		"--config", s.path("root/etc/mandos-escrow"), "--print", "--once")
 	passphrase, err := unlock.Output()
 	if err != nil {
 		s.t.Fatalf("fetch the boot passphrase: %v", err)
 	}
-	s.cryptsetup(passphrase, "open", "--test-passphrase", "--key-file", "-", "disk.img")
-	s.cryptsetup(passphrase, "luksDump", "--dump-volume-key", "--volume-key-file", "volume.key", "--key-file", "-", "disk.img")
-	s.secret["boot passphrase"] = passphrase
-	for _, name := range []string{"volume.key", "user.pass", "master.pass"} {
+	s.cryptsetup(passphrase, "open", "--test-passphrase", "--key-file", "-", image)
+	key := image + ".key"
+	s.cryptsetup(passphrase, "luksDump", "--dump-volume-key", "--volume-key-file", key, "--key-file", "-", image)
+	s.secret["boot passphrase of "+image] = passphrase
+	for _, name := range []string{key, "user.pass", "master.pass"} {
 		s.secret[name] = s.read(name)
 	}
 	for _, name := range []string{"tls-privkey.pem", "seckey.txt"} {
-		s.secret.addLines(name, s.read("root/etc/mandos-escrow/"+name))
+		s.secret.addLines(config+name, s.read(filepath.Join(config, name)))
 	}
 }
 
@@ -210,8 +222,7 @@ func (s *site) exchangeDisk() {
 	s.cryptsetup(nil, "luksUUID", "--uuid", s.uuid, "disk.img")
 }
 
-// boot starts the machine. Its console is shown when the test fails, and kept
-// in $MANDOS_ESCROW_TESTVM_LOGS.
+// boot starts the machine.
 func (s *site) boot(words ...string) *Machine {
 	s.t.Helper()
 	port, err := s.lan.Plug(s.t.Context())
@@ -221,12 +232,21 @@ func (s *site) boot(words ...string) *Machine {
 	m := &Machine{
 		Kernel: kernel.Image,
 		Initrd: s.path("initrd"),
-		Disk:   s.path("disk.img"),
+		Disks:  []string{s.path("disk.img")},
+		Memory: 512,
 		Port:   port,
 		Append: append([]string{"testvm.addr=" + port.Addr.String()}, words...),
 	}
+	s.start(m)
+	return m
+}
+
+// start starts a machine. Its console is shown when the test fails, and kept
+// in $MANDOS_ESCROW_TESTVM_LOGS.
+func (s *site) start(m *Machine) {
+	s.t.Helper()
 	s.boots++
-	name := fmt.Sprintf("%s-%d.log", s.t.Name(), s.boots)
+	name := fmt.Sprintf("%s-%d.log", strings.ReplaceAll(s.t.Name(), "/", "-"), s.boots)
 	if err := m.Start(); err != nil {
 		s.t.Fatal(err)
 	}
@@ -239,7 +259,6 @@ func (s *site) boot(words ...string) *Machine {
 			s.keep(dir, name, m.Console.String())
 		}
 	})
-	return m
 }
 
 func (s *site) keep(dir, name, text string) {

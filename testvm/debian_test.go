@@ -1,0 +1,201 @@
+//go:build vm
+
+package testvm
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// rootSpace is what a Debian root has room in, in bytes; it needs 350 MB.
+const rootSpace = 512 << 20
+
+// systems are the tar files of both, made when a test first needs one.
+var systems = map[string]func() (string, error){
+	InitramfsTools.Name: sync.OnceValues(func() (string, error) { return findSystem(InitramfsTools) }),
+	Dracut.Name:         sync.OnceValues(func() (string, error) { return findSystem(Dracut) }),
+}
+
+func findSystem(system System) (string, error) {
+	cache, err := CacheDir()
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+	defer cancel()
+	return FindSystem(ctx, cache, system)
+}
+
+// debian is a Debian machine of a site, enrolled from inside of its root.
+type debian struct {
+	*site
+	name  string
+	tree  *Tree
+	port  *Port
+	disks []string // image files; the first has the root
+	uuids []string // of their volumes
+}
+
+// newDebian makes a machine with an encrypted root and as many more encrypted
+// disks as are wanted. It is not enrolled.
+func (s *site) newDebian(name string, system System, moreDisks int) *debian {
+	s.t.Helper()
+	tar, err := systems[system.Name]()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	d := &debian{site: s, name: name}
+	if d.tree, err = Unpack(s.t.Context(), tar, s.path(name), s.marker); err != nil {
+		s.t.Fatal(err)
+	}
+	if d.port, err = s.lan.Plug(s.t.Context()); err != nil {
+		s.t.Fatal(err)
+	}
+	crypttab := ""
+	for n := range 1 + moreDisks {
+		mapping, options, size := "root", "luks,initramfs", int64(rootSpace)
+		if n > 0 {
+			mapping, options, size = "data"+string(rune('0'+n)), "luks", 16<<20
+		}
+		image := name + "-" + mapping + ".img"
+		if err := FormatVolume(s.t.Context(), s.path(image), size, s.passphrase); err != nil {
+			s.t.Fatal(err)
+		}
+		uuid := s.cryptsetup(nil, "luksUUID", image)
+		d.tree.Attach("vd"+string(rune('a'+n)), s.path(image))
+		d.disks, d.uuids = append(d.disks, image), append(d.uuids, uuid)
+		crypttab += mapping + " UUID=" + uuid + " none " + options + "\n"
+	}
+	d.write("etc/crypttab", crypttab, 0o644)
+	return d
+}
+
+// write makes a file of the root.
+func (d *debian) write(name, text string, mode os.FileMode) {
+	d.t.Helper()
+	if err := d.tree.Write(name, text, mode); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// command is a command in the root.
+func (d *debian) command(ctx context.Context, argv ...string) *exec.Cmd {
+	return d.tree.Command(ctx, d.lan, argv...)
+}
+
+// must runs a command in the root, which has to succeed, and returns all that
+// it said.
+func (d *debian) must(argv ...string) string {
+	d.t.Helper()
+	ctx, cancel := context.WithTimeout(d.t.Context(), 10*time.Minute)
+	defer cancel()
+	out, err := d.command(ctx, argv...).CombinedOutput()
+	if err != nil {
+		d.t.Fatalf("%s: %s: %v\n%s", d.name, strings.Join(argv, " "), err, out)
+	}
+	return string(out)
+}
+
+// install installs our packages, as `make packages` made them.
+func (d *debian) install() {
+	d.t.Helper()
+	packages, err := filepath.Glob("../dist/mandos-escrow*.deb")
+	if err != nil || len(packages) != 2 {
+		d.t.Fatalf("%d packages in dist, wanted two (%v); run make packages", len(packages), err)
+	}
+	argv := []string{"dpkg", "-i"}
+	for _, file := range packages {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		name := "root/" + filepath.Base(file)
+		d.write(name, string(data), 0o644)
+		argv = append(argv, "/"+name)
+	}
+	d.must(argv...)
+	d.must("sh", "-c", "rm /root/*.deb")
+}
+
+// enroll enrolls all disks, as an installer does at its end.
+func (d *debian) enroll(state string) {
+	d.t.Helper()
+	d.write("root/token", d.site.must("token", "create", "--state", state, "--uses", "1", "--ttl", "1h"), 0o600)
+	d.write("root/user.pass", string(d.passphrase), 0o600)
+	argv := []string{"mandos-escrow", "enroll", "--token-file", "/root/token", "--passphrase-file", "/root/user.pass", "--name", d.name}
+	for n := range d.disks {
+		argv = append(argv, "--device", "/dev/vd"+string(rune('a'+n)))
+	}
+	d.t.Log(d.must(argv...))
+	d.must("rm", "/root/token", "/root/user.pass")
+	for n, image := range d.disks {
+		unlock := d.command(d.t.Context(), "/usr/lib/mandos-escrow/mandos-escrow-unlock", "--volume", d.uuids[n], "--print", "--once")
+		d.learnSecrets(unlock, image, d.name+"/etc/mandos-escrow")
+	}
+}
+
+// finish writes the root to its disk. The kernel and its image are read from
+// the folder, as a boot loader reads them from a disk that is not encrypted.
+func (d *debian) finish() {
+	d.t.Helper()
+	initrd, err := os.ReadFile(d.tree.Initrd())
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	if bytes.Contains(initrd, []byte(d.marker)) {
+		d.t.Fatal("the boot image holds the marker in clear")
+	}
+	if err := WriteTree(d.t.Context(), d.path(d.disks[0]), d.passphrase, d.tree.Dir); err != nil {
+		d.t.Fatal(err)
+	}
+	d.mustNotHoldMarker(d.disks[0])
+}
+
+// boot starts the machine, with its disks or these.
+func (d *debian) boot(words []string, disks ...string) *Machine {
+	d.t.Helper()
+	if disks == nil {
+		disks = slices.Clone(d.disks)
+	}
+	for n := range disks {
+		disks[n] = d.path(disks[n])
+	}
+	m := &Machine{
+		Kernel: d.tree.Kernel.Image,
+		Initrd: d.tree.Initrd(),
+		Disks:  disks,
+		Memory: 1024,
+		Port:   d.port,
+		Append: append([]string{"root=/dev/mapper/root", "ro"}, words...),
+	}
+	d.start(m)
+	return m
+}
+
+// mustReachMultiUser waits until systemd on the encrypted root has reached
+// multi-user.target, with this boot's root on that volume.
+func (d *debian) mustReachMultiUser(m *Machine) {
+	d.t.Helper()
+	mapping := "CRYPT-LUKS2-" + strings.ReplaceAll(d.uuids[0], "-", "") + "-root"
+	d.mustEndWith(m, "testvm: root on "+mapping+"\ntestvm: marker "+d.marker+"\n")
+}
+
+// answerPrompt types the user's passphrase when the console asks.
+func (d *debian) answerPrompt(m *Machine, prompt string) {
+	d.t.Helper()
+	ctx, cancel := context.WithTimeout(d.t.Context(), bootLimit)
+	defer cancel()
+	if err := m.WaitFor(ctx, prompt); err != nil {
+		d.t.Fatal(err)
+	}
+	if err := m.Type(string(d.passphrase)); err != nil {
+		d.t.Fatal(err)
+	}
+}
