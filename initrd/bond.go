@@ -64,8 +64,6 @@ func (d *deviceConfig) setOptions(text string) error {
 	if !watched {
 		d.options = append(d.options, bondOption{unix.IFLA_BOND_MIIMON, binary.NativeEndian.AppendUint32(nil, 100)})
 	}
-	// The driver takes most options only in the mode that they belong to, so the mode goes first.
-	slices.SortStableFunc(d.options, func(a, b bondOption) int { return int(a.attribute) - int(b.attribute) })
 	return nil
 }
 

@@ -53,13 +53,14 @@ const (
 	infiniteSeconds = 0xffffffff
 )
 
-// Delays between attempts: 4, 8 and then 16 seconds, each a second more or less (RFC 2131 section 4.1, which goes on to 64: a machine that
-// waits to boot does not). The random wait before the first attempt is left out for the same reason.
+// Delays between attempts: 1, 2, 4, 8 and then 16 seconds, each between half and one and a half of it. RFC 2131 section 4.1 has 4 to 64 seconds,
+// with a second more or less, for 10 Mb/s Ethernet and machines that run already; here a port that has just come up loses the first packet, and
+// a boot waits. The random wait before the first attempt is left out for the same reason.
 const (
-	dhcpFirstStep = 4 * time.Second
+	dhcpFirstStep = time.Second
 	dhcpLastStep  = 16 * time.Second
 	dhcpRequests  = 3           // before an offer is given up
-	dhcpSilence   = 3           // attempts before it is said that nobody answers
+	dhcpSilence   = 4           // attempts before it is said that nobody answers
 	dhcpShortest  = time.Minute // a lease below it counts as this long, lest a server keep us busy
 )
 
@@ -184,7 +185,8 @@ func (c *dhcpClient) hold(ctx context.Context, l *lease) (*lease, error) {
 }
 
 func dhcpDelay(n int) time.Duration {
-	return min(dhcpFirstStep<<min(n, 8), dhcpLastStep) - time.Second + rand.N(2*time.Second)
+	step := min(dhcpFirstStep<<min(n, 8), dhcpLastStep)
+	return step/2 + rand.N(step)
 }
 
 func pause(ctx context.Context, d time.Duration) error {

@@ -18,8 +18,7 @@ const hookLimit = 30 * time.Second
 // hookDelay is Mandos's default of DELAY, in seconds: links wait that long for the hooks.
 const hookDelay = "2.5"
 
-// hookName tells what Mandos calls the name of a hook: others, such as those of backups, are left alone. Package regexp would cost the boot
-// program 190 KB.
+// hookName says whether Mandos takes a file of that name for a hook; others, such as an editor's backups, are left alone.
 func hookName(name string) bool {
 	return strings.Trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-") == ""
 }

@@ -305,7 +305,7 @@ func (n *Network) take(l link, addresses []address) *held {
 	if !l.up() {
 		n.raise(h)
 	} else {
-		h.flags &^= unix.IFF_LOWER_UP
+		h.flags &^= unix.IFF_RUNNING
 	}
 	n.later(func() error { return n.clear(h) })
 	return h

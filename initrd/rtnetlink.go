@@ -26,8 +26,10 @@ type link struct {
 	mac    []byte
 }
 
-func (l link) up() bool      { return l.flags&unix.IFF_UP != 0 }
-func (l link) carrier() bool { return l.flags&unix.IFF_UP != 0 && l.flags&unix.IFF_LOWER_UP != 0 }
+func (l link) up() bool { return l.flags&unix.IFF_UP != 0 }
+
+// carrier: packets go out. IFF_LOWER_UP is set before that, while the kernel still drops them.
+func (l link) carrier() bool { return l.flags&unix.IFF_RUNNING != 0 }
 
 // address is one that a link has (RTM_NEWADDR).
 type address struct {
@@ -186,7 +188,7 @@ func (r *rtnetlink) do(kind, flags uint16, body []byte) error {
 	}
 	buf := make([]byte, 8192)
 	for {
-		n, _, err := unix.Recvfrom(r.fd, buf, 0)
+		n, err := unix.Read(r.fd, buf)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}

@@ -320,9 +320,10 @@ func (d *deviceConfig) check() error {
 	if err := checkNames(append([]string{d.name}, d.ports...)...); err != nil {
 		return err
 	}
-	ports := slices.Sorted(slices.Values(d.ports))
-	if len(slices.Compact(ports)) != len(d.ports) || slices.Contains(d.ports, d.name) {
-		return fmt.Errorf("a device twice")
+	for i, port := range d.ports {
+		if port == d.name || slices.Contains(d.ports[:i], port) {
+			return fmt.Errorf("%s twice", port)
+		}
 	}
 	return nil
 }
