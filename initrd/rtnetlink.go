@@ -28,8 +28,10 @@ type link struct {
 
 func (l link) up() bool { return l.flags&unix.IFF_UP != 0 }
 
-// carrier: packets go out. IFF_LOWER_UP is set before that, while the kernel still drops them.
-func (l link) carrier() bool { return l.flags&unix.IFF_RUNNING != 0 }
+// carrier: packets go out. The kernel sets IFF_LOWER_UP before that, and IFF_RUNNING also while it does not know yet.
+func (l link) carrier() bool {
+	return l.flags&(unix.IFF_RUNNING|unix.IFF_LOWER_UP) == unix.IFF_RUNNING|unix.IFF_LOWER_UP
+}
 
 // address is one that a link has (RTM_NEWADDR).
 type address struct {
