@@ -41,6 +41,7 @@ var sole = map[string]string{
 	"github.com/spf13/cobra":          "cmd/mandos-escrow",
 	"github.com/rogpeppe/go-internal": "cmd/mandos-escrow",
 	"golang.org/x/net":                "unlock",
+	"github.com/grandcat/zeroconf":    "internal/server/announce.go",
 	"golang.org/x/term":               "cmd/mandos-escrow",
 }
 

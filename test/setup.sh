@@ -25,6 +25,7 @@ demo() {
 unit() {
 	demo
 	need 'gcc libc6-dev' c_compiler # the race detector
+	have ip iproute2                # hosts on a link, in network namespaces
 	have sq sq # the other OpenPGP, to compare with
 	have xxd xxd                    # what the documents say to type
 	have openssl openssl # the other TLS key reader

@@ -97,11 +97,17 @@ func runServerInit(g *globals, o initOptions) error {
 }
 
 func newServerRun(g *globals) *cobra.Command {
-	var debug bool
+	var debug, silent bool
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "serve, until SIGTERM or SIGINT",
-		Args:  noArgs,
+		Long: `Serves until SIGTERM or SIGINT. Log lines go to standard error.
+
+On the links that it listens on it tells by multicast DNS (UDP port 5353) that
+there is a server with its key ID, so that machines find it without a
+configured address; loopback addresses are never announced. --no-announce
+leaves that out.`,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			level := slog.LevelInfo
 			if debug {
@@ -113,10 +119,14 @@ func newServerRun(g *globals) *cobra.Command {
 				return fmt.Errorf("server run: %w", err)
 			}
 			defer state.Close()
-			return server.New(state, log, time.Now).Run(cmd.Context())
+			slog.SetDefault(log) // for what libraries print
+			srv := server.New(state, log, time.Now)
+			srv.Announce = !silent
+			return srv.Run(cmd.Context())
 		},
 	}
 	cmd.Flags().BoolVar(&debug, "debug", false, "log more; never secrets")
+	cmd.Flags().BoolVar(&silent, "no-announce", false, "do not announce this server by multicast DNS")
 	return g.withState(cmd, defaultState)
 }
 

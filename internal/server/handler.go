@@ -22,6 +22,9 @@ import (
 
 // Server is an opened state folder that serves.
 type Server struct {
+	// Announce: Run tells the links that it listens on that it is there.
+	Announce bool
+
 	state    *State
 	store    *store.Store
 	key      *identity.Key

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -62,6 +63,10 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	go func() { failed <- control.Serve(socket) }()
 	go s.sweep(ctx)
+	var announcer sync.WaitGroup
+	if s.Announce {
+		announcer.Go(func() { s.announce(ctx, listeners) })
+	}
 	if err := notify("READY=1"); err != nil {
 		s.log.Warn("tell the service manager", "err", err)
 	}
@@ -81,6 +86,7 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	}
 	s.boots.Wait()
+	announcer.Wait()
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
