@@ -61,10 +61,12 @@ packages: build $(NFPM)
 
 vm: packages
 	@test/setup.sh vm
-	go test ./testvm -tags vm -count=1 -v -timeout 30m
+	go test ./packaging ./testvm -tags vm -p 1 -count=1 -v -timeout 30m
 
 lint: $(LINT)
+	@test/setup.sh lint
 	$(LINT) run
+	shellcheck packaging/*.sh packaging/scripts/*/*
 
 fmt: $(LINT)
 	$(LINT) fmt

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Gets the tools of a job: by apt as root, otherwise it prints the one command
 # that does. Says nothing when nothing is missing.
-# Usage: test/setup.sh demo|e2e|unit|packages|vm|test|bench...
+# Usage: test/setup.sh demo|e2e|unit|packages|vm|test|lint|bench...
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -56,6 +56,7 @@ for job in "$@"; do
 	demo | e2e) demo ;;
 	unit) unit ;;
 	packages) packages ;;
+	lint) have shellcheck shellcheck ;;
 	vm) vm ;;
 	test) unit && packages && vm ;;
 	bench) demo && have zstd zstd && need time test -x /usr/bin/time ;;

@@ -15,11 +15,12 @@ rebuild() { # UPDATE-INITRAMFS-OPTION...
 # it writes beside it, and what became whole takes the old one's place.
 rebuild_by_dracut() {
 	failed=
+	id=$(cat /etc/machine-id 2>/dev/null) || id=
 	for modules in /lib/modules/*; do
 		kernel=${modules##*/}
-		id=$(cat /etc/machine-id 2>/dev/null) || id=
-		for image in "/boot/initrd.img-$kernel" "/boot/initramfs-$kernel.img" "$modules/initrd" \
-			"/efi/$id/$kernel/initrd" "/boot/$id/$kernel/initrd" "/boot/efi/$id/$kernel/initrd"; do
+		for image in "/boot/initrd.img-$kernel" "/boot/initramfs-$kernel.img" "$modules/initrd" "$modules/initramfs.img" \
+			"/boot/efi/$id/$kernel/initrd" "/boot/$id/$kernel/initrd" "/efi/$id/$kernel/initrd" \
+			"/boot/efi/Default/$kernel/initrd" "/boot/Default/$kernel/initrd" "/efi/Default/$kernel/initrd"; do
 			[ -f "$image" ] || continue
 			if (umask 077 && dracut --quiet --force "$image.mandos-escrow" "$kernel") && mv -f "$image.mandos-escrow" "$image"; then
 				continue
