@@ -140,7 +140,10 @@ type ask struct {
 	device   string
 }
 
-var errAsk = errors.New("not a question for a volume")
+var (
+	errAsk      = errors.New("not a question for a volume")
+	errNoSocket = errors.New("not a socket")
+)
 
 // parseAsk reads the section [Ask] of a question's file. Keys that it does not
 // know are for others.
@@ -214,7 +217,7 @@ func (a *agent) answer(file, socket string, passphrase []byte) error {
 		return errGone
 	}
 	if st.Mode().Type() != os.ModeSocket {
-		return fmt.Errorf("%s is not a socket", socket)
+		return fmt.Errorf("%w: %s", errNoSocket, socket)
 	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {

@@ -410,6 +410,16 @@ func (a *asker) reads() string {
 	return string(text)
 }
 
+// now is what lies in the FIFO.
+func (a *asker) now() string {
+	buf := make([]byte, 4096)
+	n, err := unix.Read(a.fd, buf)
+	if err != nil && !errors.Is(err, unix.EAGAIN) {
+		a.m.t.Fatal(err)
+	}
+	return string(buf[:max(n, 0)])
+}
+
 // ends is also what becomes of it when somebody types.
 func (a *asker) ends() {
 	a.m.t.Helper()
@@ -418,3 +428,5 @@ func (a *asker) ends() {
 		a.m.t.Fatal(err)
 	}
 }
+
+func (m *machine) disk(i int) string { return m.root.path([]string{"dev/vda", "dev/vdb"}[i]) }

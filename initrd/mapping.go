@@ -64,13 +64,18 @@ func (m mapping) of(uuid string) bool {
 	return m.volume == strings.ToLower(strings.ReplaceAll(uuid, "-", ""))
 }
 
+var (
+	errNumber = errors.New("not MAJOR:MINOR")
+	errNoNode = errors.New("the device beneath has no name")
+)
+
 // parseDevice reads MAJOR:MINOR.
 func parseDevice(text string) (uint64, error) {
 	major, minor, _ := strings.Cut(text, ":")
 	a, err1 := strconv.ParseUint(major, 10, 12)
 	b, err2 := strconv.ParseUint(minor, 10, 20)
-	if err := errors.Join(err1, err2); err != nil {
-		return 0, fmt.Errorf("%q is not MAJOR:MINOR: %w", printable(text, 40), err)
+	if err1 != nil || err2 != nil {
+		return 0, fmt.Errorf("%w: %q", errNumber, printable(text, 40))
 	}
 	return unix.Mkdev(uint32(a), uint32(b)), nil
 }
@@ -194,7 +199,7 @@ func (c checker) node(device uint64) (string, error) {
 			return c.root.path("dev", name), nil
 		}
 	}
-	return "", fmt.Errorf("find the device beneath: no name in %s", path)
+	return "", fmt.Errorf("%w in %s", errNoNode, path)
 }
 
 // harmless are options of a crypt target that do not change what is decrypted.

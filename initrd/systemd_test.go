@@ -63,3 +63,17 @@ func (a *asking) ends() {
 		a.m.t.Fatal(err)
 	}
 }
+
+// now is what has been sent so far.
+func (a *asking) now() string {
+	a.m.t.Helper()
+	buf := make([]byte, 4096)
+	if err := a.conn.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {
+		a.m.t.Fatal(err)
+	}
+	n, err := a.conn.Read(buf)
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		a.m.t.Fatal(err)
+	}
+	return string(buf[:n])
+}
