@@ -197,6 +197,12 @@ func Remove(path string) error {
 	return SyncFolder(filepath.Dir(path))
 }
 
+// RemoveWiped is Remove, after putting zeros in the place of what was there.
+func RemoveWiped(path string) error {
+	overwrite(path)
+	return Remove(path)
+}
+
 // SyncFolder puts the names in a folder on disk.
 func SyncFolder(dir string) error {
 	d, err := os.Open(dir)
@@ -211,21 +217,34 @@ func SyncFolder(dir string) error {
 }
 
 // Lock takes the lock of a folder, and waits for it while another process
-// holds it. It lasts until the returned file is closed.
+// holds it. It lasts until the returned file is closed. A lock whose file was
+// removed while it was waited for locks nothing: then the new one is taken.
 func Lock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, err
-	}
 	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if !errors.Is(err, unix.EINTR) {
-			break
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := flock(f); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		held, err := f.Stat()
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		if named, err := os.Lstat(path); err == nil && os.SameFile(held, named) {
+			return f, nil
+		}
+		f.Close()
+	}
+}
+
+func flock(f *os.File) error {
+	for {
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
+			return err
 		}
 	}
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock %s: %w", path, err)
-	}
-	return f, nil
 }

@@ -107,14 +107,21 @@ func (v *volume) complete() bool {
 	return v.earlier != nil && len(v.added) == len(v.journal.planned())
 }
 
+// spellings are a passphrase exactly as it was read, and without its last
+// newline.
+func spellings(passphrase []byte) [][]byte {
+	all := [][]byte{passphrase}
+	if trimmed := config.TrimNewline(passphrase); len(trimmed) < len(passphrase) {
+		all = append(all, trimmed)
+	}
+	return all
+}
+
 // findOpener proves a passphrase: the given one, exactly as it was read, then
 // without its last newline; or that of an interrupted run, which may have
 // removed the given one already.
 func (e *enrolment) findOpener(ctx context.Context, v *volume) error {
-	candidates := [][]byte{e.Passphrase}
-	if trimmed := config.TrimNewline(e.Passphrase); len(trimmed) < len(e.Passphrase) {
-		candidates = append(candidates, trimmed)
-	}
+	candidates := spellings(e.Passphrase)
 	given := len(candidates)
 	if v.earlier != nil {
 		candidates = append(candidates, v.earlier.recovery)

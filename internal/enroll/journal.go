@@ -21,6 +21,7 @@ import (
 // ours before it removes it. Afterwards it holds no secret.
 type journal struct {
 	uuid       string
+	path       string // where the volume lay; "" if no record can say it
 	packet     string
 	supersedes string // the packet that this one replaces, or ""
 	committed  bool
@@ -68,6 +69,11 @@ func (j *journal) ours() []slot {
 	return all
 }
 
+// has reports whether a keyslot stands in the journal, ours or not by now.
+func (j *journal) has(number int) bool {
+	return slices.ContainsFunc(append(slices.Clone(j.old), j.boot, j.recovery), func(s slot) bool { return s.number == number })
+}
+
 // slot is a keyslot of ours; number -1: none.
 type slot struct {
 	number   int
@@ -85,7 +91,7 @@ func (e *enrolment) writeJournal(j *journal) error {
 	if j.committed {
 		state = "committed"
 	}
-	w := record.New("mandos-escrow-journal", 1).Text("volume-uuid", j.uuid).Text("state", state).
+	w := record.New("mandos-escrow-journal", 1).Text("volume-uuid", j.uuid).OptionalText("volume-path", j.path).Text("state", state).
 		Text("packet", j.packet).OptionalText("supersedes", j.supersedes)
 	for _, s := range []struct {
 		name string
@@ -119,7 +125,7 @@ func (e *enrolment) readJournal(uuid string) (*journal, error) {
 		return nil, err
 	}
 	in := record.Parse(data, "mandos-escrow-journal", 1, maxJournal)
-	j := &journal{uuid: in.Text("volume-uuid")}
+	j := &journal{uuid: in.Text("volume-uuid"), path: in.OptionalText("volume-path")}
 	state := in.Text("state")
 	j.committed = state == "committed"
 	j.packet = hex.EncodeToString(in.Hex("packet", 16))

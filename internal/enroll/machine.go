@@ -73,8 +73,7 @@ func hostname(root string) string {
 // patience is how long the lock is waited for before that is said.
 const patience = time.Second
 
-// lock makes the folders and takes their lock. While another enrolment runs,
-// or a cryptsetup that outlived one, it waits.
+// lock makes the folders and takes their lock.
 func (e *enrolment) lock(ctx context.Context) (*os.File, error) {
 	for _, dir := range []string{BootFolder, RunningFolder} {
 		if err := os.MkdirAll(e.path(filepath.Dir(dir)), 0o755); err != nil {
@@ -84,7 +83,14 @@ func (e *enrolment) lock(ctx context.Context) (*os.File, error) {
 			return nil, err
 		}
 	}
-	path := e.path(RunningFolder, "lock")
+	return e.takeLock(ctx)
+}
+
+const lockFile = "lock"
+
+// takeLock waits while another enrolment runs, or a cryptsetup that outlived one.
+func (e *enrolment) takeLock(ctx context.Context) (*os.File, error) {
+	path := e.path(RunningFolder, lockFile)
 	type result struct {
 		file *os.File
 		err  error
@@ -119,7 +125,7 @@ func (e *enrolment) lock(ctx context.Context) (*os.File, error) {
 func (e *enrolment) sweep() error {
 	for _, dir := range []string{BootFolder, RunningFolder} {
 		entries, err := os.ReadDir(e.path(dir))
-		if err != nil {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		for _, entry := range entries {

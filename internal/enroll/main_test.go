@@ -45,6 +45,28 @@ type job struct {
 	Name       string
 	Cryptsetup string // another program in place of cryptsetup
 	Kill       int    // at which checkpoint, from 1; 0: never
+
+	Unenroll bool // the other way; of what is above, Root, Passphrase, Cryptsetup and Kill count
+	New      []byte
+	Offline  bool
+	Locate   []string // --device
+	Forget   []string
+}
+
+func (j job) unenrolling() UnenrollOptions {
+	return UnenrollOptions{
+		Root: j.Root, Devices: j.Locate, Forget: j.Forget, Passphrase: j.Passphrase, NewPassphrase: j.New, Offline: j.Offline,
+		Tool: cryptsetup.Tool{Path: j.Cryptsetup}, Progress: func(string, ...any) {}, Image: j.image,
+	}
+}
+
+// image stands for the boot image: a file that is there until it is made anew
+// without us.
+func (j job) image(context.Context) error {
+	if _, err := os.Lstat(filepath.Join(j.Root, BootFolder)); err == nil {
+		return errors.New("the boot image was made anew too early")
+	}
+	return os.RemoveAll(filepath.Join(j.Root, "image"))
 }
 
 func (j job) options() (Options, error) {
@@ -63,13 +85,8 @@ func child() int {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
-	o, err := j.options()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 2
-	}
 	n := 0
-	o.Checkpoint = func(step string) {
+	checkpoint := func(step string) {
 		fmt.Println(step)
 		if n++; n == j.Kill {
 			if err := syscall.Kill(os.Getpid(), syscall.SIGKILL); err != nil {
@@ -78,11 +95,27 @@ func child() int {
 			select {}
 		}
 	}
-	if _, err := Run(context.Background(), o); err != nil {
+	if err := j.run(checkpoint); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return 0
+}
+
+func (j job) run(checkpoint func(string)) error {
+	if j.Unenroll {
+		o := j.unenrolling()
+		o.Checkpoint = checkpoint
+		_, err := Unenroll(context.Background(), o)
+		return err
+	}
+	o, err := j.options()
+	if err != nil {
+		return err
+	}
+	o.Checkpoint = checkpoint
+	_, err = Run(context.Background(), o)
+	return err
 }
 
 // spawn starts a job in a process of its own.

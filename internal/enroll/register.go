@@ -45,8 +45,7 @@ func (e *enrolment) checkPins() error {
 // only if it is the one that the token names.
 func (e *enrolment) register(ctx context.Context) (err error) {
 	mine := e.Token.Servers[0]
-	witness := api.NewWitness(e.path(RunningFolder, string(mine.KeyID)+".head"), mine.KeyID)
-	if e.client, err = api.Dial(mine.Server, e.running.Key, witness); err != nil {
+	if e.client, err = e.dial(mine.Server, e.running.Key); err != nil {
 		return err
 	}
 	defer func() {
@@ -68,6 +67,9 @@ func (e *enrolment) register(ctx context.Context) (err error) {
 		return err
 	}
 	if err := e.keepName(); err != nil {
+		return err
+	}
+	if err := e.keepServers(e.server()); err != nil {
 		return err
 	}
 	if shown.Namesakes > 0 {

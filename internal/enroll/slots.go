@@ -61,6 +61,17 @@ func (e *enrolment) mark(ctx context.Context, v *volume, number int, purpose, pa
 	return err
 }
 
+// tokenPacket is the packet that a token of ours names, or "".
+func tokenPacket(text []byte) string {
+	var token struct {
+		Packet string `json:"packet"`
+	}
+	if json.Unmarshal(text, &token) != nil {
+		return ""
+	}
+	return token.Packet
+}
+
 // rollBack removes the keyslots of an interrupted run, which its passphrases
 // have just opened, so they are ours; the given passphrase has just been
 // proved, so another way in remains.

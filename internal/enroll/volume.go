@@ -86,7 +86,7 @@ func (e *enrolment) resume(ctx context.Context, v *volume, held api.MachineVolum
 // fresh makes new passphrases and takes them all the way.
 func (e *enrolment) fresh(ctx context.Context, v *volume, held api.MachineVolume) (Result, error) {
 	j := &journal{
-		uuid: v.header.UUID, packet: secret.ID(), supersedes: v.journal.successor(held.PacketID),
+		uuid: v.header.UUID, path: writable(v.path), packet: secret.ID(), supersedes: v.journal.successor(held.PacketID),
 		boot: slot{number: -1}, old: v.journal.ours(),
 	}
 	p := &passphrases{recovery: escrow.NewRecoveryPassphrase()}
@@ -210,6 +210,14 @@ func printable(label string) string {
 		return strconv.Quote(label)
 	}
 	return label
+}
+
+// writable is a path as a record can carry it, or "".
+func writable(path string) string {
+	if record.Printable(path) != nil {
+		return ""
+	}
+	return path
 }
 
 // byID is the name of a block device under /dev/disk/by-id, or "".

@@ -41,7 +41,32 @@ func (t Tool) KillSlot(ctx context.Context, dev string, slot int, key Key) error
 		}
 		secrets, args = [][]byte{passphrase}, append(args, "--key-file", fd(0))
 	}
-	// Without a key file cryptsetup finds its standard input empty, and goes ahead: the volume key was proved above.
+	return t.killSlot(ctx, dev, op, slot, secrets, args...) // a volume key was proved above
+}
+
+// KillSlotBeside removes a keyslot without any passphrase, because another one, keep, stays: the caller has just proved it, or
+// knows that it is not ours. Errors: ErrSlot when one of the two is not active or keep does not hold the volume key, ErrLastSlot
+// when they are the same.
+func (t Tool) KillSlotBeside(ctx context.Context, dev string, slot, keep int) error {
+	h, err := luks.ReadFileWithin(dev, luks.AnyMemory)
+	if err != nil {
+		return err
+	}
+	op := operation(dev, "luksKillSlot", strconv.Itoa(slot))
+	if _, ok := h.Slot(slot); !ok {
+		return fmt.Errorf("%w: %s: it is not active", ErrSlot, op)
+	}
+	if slot == keep {
+		return fmt.Errorf("%w: %s", ErrLastSlot, op)
+	}
+	if s, ok := h.Slot(keep); !ok || !s.Bound {
+		return fmt.Errorf("%w: %s: keyslot %d, which should remain, does not hold the volume key", ErrSlot, op, keep)
+	}
+	return t.killSlot(ctx, dev, op, slot, nil, "luksKillSlot", "--batch-mode")
+}
+
+// killSlot removes a keyslot. Without a key file cryptsetup finds its standard input empty, and goes ahead.
+func (t Tool) killSlot(ctx context.Context, dev, op string, slot int, secrets [][]byte, args ...string) error {
 	if _, err := t.run(ctx, op, secrets, append(args, "--", dev, strconv.Itoa(slot))...); err != nil {
 		return err
 	}
