@@ -5,6 +5,7 @@ import (
 
 	"mandos-escrow/escrow"
 	"mandos-escrow/internal/api"
+	"mandos-escrow/internal/bootimage"
 	"mandos-escrow/internal/config"
 	"mandos-escrow/internal/enroll"
 	"mandos-escrow/internal/identity"
@@ -106,6 +107,8 @@ func hintFor(err error) string {
 		{config.ErrHome, "an invite comes from `mandos-escrow admin add NAME --role ROLE --state DIR` on the server"},
 		{seal.ErrPassphrase, "nothing was changed; a copy of a key keeps the passphrase that it had when it was made"},
 		{cryptsetup.ErrPassphrase, "nothing was changed; a passphrase file is used byte for byte, with and without its last newline"},
+		{enroll.ErrLastWay, "nothing was removed; the new passphrase is added and proved before anything is"},
+		{bootimage.ErrRebuild, "the machine boots from its old images, and asks for a passphrase; then run the same command again"},
 		{store.ErrInUse, "end the other process first, or let `--state` reach it through its control socket"},
 	} {
 		if errors.Is(err, h.target) {

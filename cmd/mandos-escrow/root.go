@@ -88,7 +88,7 @@ server itself, whose data is in --state.`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage("%v", err) })
 	root.PersistentFlags().StringVar(&g.home, "home", "", "administrator's folder (default: mandos-escrow in the user's config folder)")
 	for _, verb := range []func(*globals) *cobra.Command{
-		newServer, newMaster, newPolicy, newAdmin, newToken, newEnroll, newMachine, newPacket, newRecover, newVolume, newAudit, newBackup,
+		newServer, newMaster, newPolicy, newAdmin, newToken, newEnroll, newUnenroll, newStatus, newDoctor, newAgent, newMachine, newPacket, newRecover, newVolume, newAudit, newBackup,
 	} {
 		root.AddCommand(verb(g))
 	}

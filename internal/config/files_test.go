@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -320,4 +321,68 @@ func writeNew(path string, data []byte) error {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return out.Commit()
+}
+
+// TestLockRemoved: a lock whose file was removed while it was waited for is no
+// lock any more.
+func TestLockRemoved(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	first, err := Lock(path)
+	mustDo(t, err)
+	got := make(chan *os.File)
+	go func() {
+		second, err := Lock(path)
+		if err != nil {
+			t.Error(err)
+		}
+		got <- second
+	}()
+	for !waited(t, path) {
+		time.Sleep(time.Millisecond)
+	}
+	mustDo(t, os.Remove(path))
+	first.Close()
+	second := <-got
+	defer second.Close()
+	held, err := second.Stat()
+	mustDo(t, err)
+	named, err := os.Stat(path)
+	mustDo(t, err)
+	if !os.SameFile(held, named) {
+		t.Error("the lock is on a file that has no name")
+	}
+}
+
+// waited reports whether somebody waits for a lock on the file: /proc/locks has
+// such lines with an arrow.
+func waited(t *testing.T, path string) bool {
+	t.Helper()
+	info, err := os.Stat(path)
+	mustDo(t, err)
+	inode := fmt.Sprintf(":%d ", info.Sys().(*syscall.Stat_t).Ino)
+	text, err := os.ReadFile("/proc/locks")
+	mustDo(t, err)
+	for line := range strings.Lines(string(text)) {
+		if strings.Contains(line, "->") && strings.Contains(line, inode) {
+			return true
+		}
+	}
+	return false
+}
+
+func TestRemoveWiped(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	mustDo(t, os.WriteFile(path, []byte("secret"), 0o600))
+	old, err := os.Open(path)
+	mustDo(t, err)
+	defer old.Close()
+	for range 2 { // what is not there is removed already
+		mustDo(t, RemoveWiped(path))
+	}
+	if data, err := io.ReadAll(old); err != nil || string(data) != "\x00\x00\x00\x00\x00\x00" {
+		t.Errorf("%q, %v", data, err)
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("still there: %v", err)
+	}
 }

@@ -1,6 +1,6 @@
 // Package enroll is the transaction that registers a machine, escrows its
-// volumes and prepares their unattended boot. Killed at any point and run
-// again, it ends with exactly one boot and one recovery keyslot of ours on each
+// volumes and prepares their unattended boot, and the one that takes all that
+// back. Killed at any point and run again, enrolment ends with exactly one boot and one recovery keyslot of ours on each
 // volume, both escrowed, and with nothing that it did not make removed.
 //
 // It is not the command line and not the format of what it sends. It may

@@ -268,6 +268,34 @@ func TestKillSlot(t *testing.T) {
 	})
 }
 
+// TestKillSlotBeside: no passphrase is needed, and another keyslot is.
+func TestKillSlotBeside(t *testing.T) {
+	each(t, func(t *testing.T, dev string) {
+		ctx := t.Context()
+		add(t, dev, boot, 2)
+		before := header(t, dev)
+		for name, c := range map[string]struct {
+			slot, keep int
+			want       error
+		}{
+			"itself":          {2, 2, ErrLastSlot},
+			"not active":      {5, 0, ErrSlot},
+			"nothing remains": {2, 5, ErrSlot},
+			"no keyslot":      {2, -1, ErrSlot},
+		} {
+			if err := tool.KillSlotBeside(ctx, dev, c.slot, c.keep); !errors.Is(err, c.want) || !bytes.Equal(header(t, dev).Backup(), before.Backup()) {
+				t.Errorf("%s: %v, want %v", name, err, c.want)
+			}
+		}
+		if err := tool.KillSlotBeside(ctx, dev, 2, 0); err != nil {
+			t.Fatal(err)
+		}
+		if h := header(t, dev); len(h.Slots) != 1 || h.Slots[0].Number != 0 {
+			t.Errorf("keyslots %+v", h.Slots)
+		}
+	})
+}
+
 // TestKillSlotUnbound: a keyslot of another key is no reason to call ours not the last.
 func TestKillSlotUnbound(t *testing.T) {
 	dev := volume(t, luks.Type2)
@@ -282,6 +310,9 @@ func TestKillSlotUnbound(t *testing.T) {
 	}
 	if err := tool.KillSlot(t.Context(), dev, 0, Key{Passphrase: user}); !errors.Is(err, ErrLastSlot) {
 		t.Errorf("got %v", err)
+	}
+	if err := tool.KillSlotBeside(t.Context(), dev, 0, 1); !errors.Is(err, ErrSlot) {
+		t.Errorf("beside it: %v", err)
 	}
 	if slot, err := tool.Test(t.Context(), dev, boot, AnySlot); err == nil {
 		t.Errorf("a passphrase of an unbound keyslot opened %d", slot)
