@@ -44,7 +44,11 @@ func (s *System) Inspect(ctx context.Context) ([]Image, error) {
 // lock keeps two runs from each other; a program of the system that outlived the
 // run before still holds it.
 func (s *System) lock() (*os.File, error) {
-	return config.Lock(s.path(config.RunningFolder, "images.lock"))
+	lock, err := config.Lock(s.path(config.RunningFolder, "images.lock"))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("nothing is enrolled below %s: %w", s.Root, err)
+	}
+	return lock, err
 }
 
 // inspect finds out what is wrong with one image.

@@ -107,7 +107,16 @@ func (s *System) make(ctx context.Context, images []Image, lock *os.File) ([]Ima
 		if err := s.inspect(ctx, &images[i], lock); err != nil {
 			return nil, err
 		}
-		wrong = append(wrong, images[i].Faults...)
+		if images[i].Err == nil {
+			continue
+		}
+		if same, err := sameFile(s.path(images[i].Path), s.kept(images[i].Path)); err != nil {
+			return nil, err
+		} else if same {
+			wrong = append(wrong, fmt.Errorf("%s %w: no new one was made, although no error was reported (update_initramfs=no in /etc/initramfs-tools/update-initramfs.conf? /boot mounted read-only?)", images[i].Path, ErrContents))
+			continue
+		}
+		wrong = append(wrong, images[i].Err)
 	}
 	return images, errors.Join(wrong...)
 }
@@ -131,6 +140,9 @@ func (s *System) dracut(ctx context.Context, images []Image, lock *os.File) erro
 		err := s.build(ctx, Command{Path: "/usr/bin/dracut", Args: []string{"--force", "--kver", image.Kernel, draft}, Hold: lock})
 		if err == nil {
 			err = rename(s.path(draft), s.path(image.Path))
+			if errors.Is(err, fs.ErrNotExist) {
+				err = fmt.Errorf("dracut made no image, although it reported no error: %w", err)
+			}
 		}
 		if err != nil {
 			os.Remove(s.path(draft))

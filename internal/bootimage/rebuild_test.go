@@ -41,6 +41,7 @@ func TestApply(t *testing.T) {
 
 // TestRebuildFails: whatever goes wrong, nothing has changed, and it is said.
 func TestRebuildFails(t *testing.T) {
+	t.Parallel()
 	for how, want := range map[string]error{
 		"fails-at-1":          ErrRebuild,
 		"fails-at-2":          ErrRebuild, // the first kernel has its new image
@@ -66,12 +67,30 @@ func TestRebuildFails(t *testing.T) {
 				_, err := f.Apply(t.Context())
 				is(t, err, ErrRebuild, "the machine boots as before, by its prompt", "all` fails", "run this again")
 				is(t, err, want)
+				if none := strings.Contains(err.Error(), "no new one was made"); none != (how == "skipped" && f.Kind == InitramfsTools) {
+					t.Errorf("got %v", err)
+				}
 				f.unchanged(t, before)
 				f.goesWrong(t, "")
 				f.mustApply(t)
 			})
 		})
 	}
+}
+
+// TestNotEnrolled: without an enrolment nothing is made, and nothing locked.
+func TestNotEnrolled(t *testing.T) {
+	both(t, func(t *testing.T, f *fake) {
+		if err := os.RemoveAll(f.path("var/lib/mandos-escrow-agent")); err != nil {
+			t.Fatal(err)
+		}
+		before := f.tree(t)
+		_, err := f.Inspect(t.Context())
+		is(t, err, os.ErrNotExist, "nothing is enrolled below "+f.Root)
+		_, err = f.Rebuild(t.Context())
+		is(t, err, os.ErrNotExist, "nothing is enrolled")
+		f.unchanged(t, before)
+	})
 }
 
 // TestReadable: an image that others can read is none. dracut's images get their
