@@ -228,19 +228,42 @@ mkdir -p /lib/modules/1 /lib/modules/2
 for kernel in 1 2; do echo old >/boot/initrd.img-$kernel; done
 `
 
+// mustHold wants these images of the two kernels, and no draft beside them.
+func (d *debian) mustHold(one, two string) {
+	d.t.Helper()
+	d.must(fmt.Sprintf("[ \"$(cat /boot/initrd.img-1)\" = %q ]; [ \"$(cat /boot/initrd.img-2)\" = %q ]; ! ls /boot/*mandos-escrow*", one, two))
+}
+
 // TestDracut: an image that dracut cannot make leaves the old one.
 func TestDracut(t *testing.T) {
 	d := newDebian(t)
-	d.must("dpkg -i /debs/0/*.deb" + enrol + stubDracut)
-	images := func(one, two string) {
-		t.Helper()
-		d.must(fmt.Sprintf("[ \"$(cat /boot/initrd.img-1)\" = %q ]; [ \"$(cat /boot/initrd.img-2)\" = %q ]; ! ls /boot/*mandos-escrow*", one, two))
-	}
-	d.must("touch /broken")
+	d.must("dpkg -i /debs/0/*.deb" + enrol + stubDracut + "touch /broken")
 	d.mustFail("dpkg -i /debs/1/*.deb", "could not make /boot/initrd.img-2 anew")
-	images("new for 1", "old")
+	d.mustHold("new for 1", "old")
 	d.must("rm /broken; dpkg --configure -a; [ \"$(stat -c %a /boot/initrd.img-2)\" = 600 ]")
-	images("new for 1", "new for 2")
+	d.mustHold("new for 1", "new for 2")
 	d.must("for kernel in 1 2; do echo with us >/boot/initrd.img-$kernel; done; dpkg -r mandos-escrow-client")
-	images("new for 1", "new for 2")
+	d.mustHold("new for 1", "new for 2")
+}
+
+// TestRPM: the same scripts, called by rpm.
+func TestRPM(t *testing.T) {
+	d := newDebian(t)
+	d.must(enrol + stubDracut)
+	rpm := func(args ...string) string {
+		t.Helper()
+		return output(t, "rpm", append([]string{"--root", d.dir, "--nodeps"}, args...)...)
+	}
+	files, err := filepath.Glob("../dist/*.rpm")
+	if err != nil || len(files) != 2 {
+		t.Fatalf("rpms: %q, %v; `make packages` makes them", files, err)
+	}
+	rpm(append([]string{"-i"}, files...)...)
+	rpm("-V", "mandos-escrow", "mandos-escrow-client")
+	d.mustHold("new for 1", "new for 2")
+	d.must("[ \"$(stat -c '%U %G %a' /var/lib/mandos-escrow)\" = 'mandos-escrow mandos-escrow 700' ]")
+	d.must("for kernel in 1 2; do echo with us >/boot/initrd.img-$kernel; done; echo settings >/var/lib/mandos-escrow/server.conf")
+	rpm("-e", "mandos-escrow-client", "mandos-escrow")
+	d.mustHold("new for 1", "new for 2")
+	d.must("[ ! -e /usr/bin/mandos-escrow ]; [ -s /var/lib/mandos-escrow/server.conf ]; " + kept)
 }
