@@ -30,7 +30,7 @@ func examineMachine(ctx context.Context, root string) ([]finding, error) {
 		findings = append(findings, checkVolume(v)...)
 	}
 	if s.boots() {
-		findings = append(findings, checkImages(s)...)
+		findings = append(findings, findingsOfImages(s)...)
 		findings = append(findings, checkShell(root))
 		findings = append(findings, checkCrypttab(root, s)...)
 		findings = append(findings, checkLastBoot(s)...)
@@ -73,7 +73,7 @@ func checkVolume(v enroll.VolumeState) (findings []finding) {
 	return findings
 }
 
-func checkImages(s machineStatus) (findings []finding) {
+func findingsOfImages(s machineStatus) (findings []finding) {
 	if s.Unseen != "" {
 		findings = append(findings, finding{warning, "the boot images were not looked at: " + s.Unseen, ""})
 	}

@@ -143,7 +143,7 @@ func exists(path string) bool {
 func TestImages(t *testing.T) {
 	readable := imageStatus{Path: "/boot/initrd.img-1", Problem: "readable", err: bootimage.ErrReadable}
 	stale := imageStatus{Path: "/boot/initrd.img-2", Problem: "stale", err: bootimage.ErrContents}
-	found := checkImages(machineStatus{Images: []imageStatus{readable, stale, {Path: "/boot/initrd.img-3"}}})
+	found := findingsOfImages(machineStatus{Images: []imageStatus{readable, stale, {Path: "/boot/initrd.img-3"}}})
 	if len(found) != 3 || found[0].Level != problem || found[1].Level != problem || found[2].Level != fine ||
 		!strings.Contains(found[0].Do, "boot identity") || strings.Contains(found[1].Do, "boot identity") {
 		t.Errorf("%+v", found)
