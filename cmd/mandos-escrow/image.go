@@ -61,7 +61,7 @@ func testBoot(ctx context.Context, g *globals, o enrollOptions, enrolled []enrol
 	checks, err := enroll.CheckBoot(ctx, enroll.CheckOptions{Root: o.root, Program: program})
 	if err == nil && !o.noImage {
 		var images []enroll.Check
-		images, err = checkImages(ctx, g, o.root)
+		images, err = imageChecks(ctx, g, o.root)
 		checks = append(checks, images...)
 	}
 	if printErr := printTest(g, enrolled, checks); printErr != nil {
@@ -82,8 +82,8 @@ func testBoot(ctx context.Context, g *globals, o enrollOptions, enrolled []enrol
 	return nil
 }
 
-// checkImages makes two checks of each image.
-func checkImages(ctx context.Context, g *globals, root string) ([]enroll.Check, error) {
+// imageChecks makes two checks of each image.
+func imageChecks(ctx context.Context, g *globals, root string) ([]enroll.Check, error) {
 	s, err := detectSystem(root)
 	if errors.Is(err, bootimage.ErrUnknown) {
 		return []enroll.Check{enroll.Outcome("image", root, "", fmt.Errorf("%w; --no-image leaves this check out", err))}, nil
