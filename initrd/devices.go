@@ -2,6 +2,7 @@ package initrd
 
 import (
 	"errors"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -9,9 +10,10 @@ import (
 // drivers are the kernel's modules for the kinds of devices.
 var drivers = map[string]string{"vlan": "8021q", "bridge": "bridge", "bond": "bonding"}
 
-// makeDevices makes what is not there yet: bridges and bonds at once, a VLAN as soon as its link is there. It tries once. A device of that name
-// that somebody else made is left to them.
-func (n *Network) makeDevices(links []link) {
+// makeDevices makes the first device that is not there yet and can be: a bridge or a bond at once, a VLAN as soon as its link is there. It tries
+// once, and says whether it tried, after which the list of links is out of date. A device of that name that somebody else made is left to them,
+// but not an idle bond: the driver makes a bond0 of its own accord when it is loaded.
+func (n *Network) makeDevices(links []link) bool {
 	for _, d := range n.plan.devices {
 		if _, tried := n.made[d.name]; tried {
 			continue
@@ -20,7 +22,7 @@ func (n *Network) makeDevices(links []link) {
 		if d.kind == "vlan" && (!ok || !n.ready(parent)) {
 			continue
 		}
-		if _, there := find(links, d.name); there {
+		if l, there := find(links, d.name); there && !(d.kind == "bond" && idleBond(l, links)) {
 			n.made[d.name] = false
 			continue
 		}
@@ -31,16 +33,22 @@ func (n *Network) makeDevices(links []link) {
 		} else if n.try(d.name, "make the "+d.kind, err) {
 			n.later(func() error { return n.rt.deleteDevice(index) })
 		}
+		return true
 	}
+	return false
 }
 
-// makeDevice makes a device and finds its index. The driver for bonds, when it is loaded for this, makes a bond0 of its own accord, which is
-// made anew with the right options.
+func idleBond(l link, links []link) bool {
+	return l.kind == "bond" && !l.up() && !slices.ContainsFunc(links, func(port link) bool { return port.master == l.index })
+}
+
+// makeDevice makes a device and finds its index. An idle bond of that name, which may also come with the driver just now, is made anew with the
+// right options.
 func (n *Network) makeDevice(d *deviceConfig, parent int) (int, error) {
 	err := n.rt.newDevice(d, parent)
 	if errors.Is(err, unix.EEXIST) {
 		links, listErr := listLinks()
-		if l, ok := find(links, d.name); listErr == nil && ok && l.kind == d.kind {
+		if l, ok := find(links, d.name); listErr == nil && ok && idleBond(l, links) {
 			err = errors.Join(n.rt.deleteDevice(l.index), n.rt.newDevice(d, parent))
 		}
 	}

@@ -197,6 +197,9 @@ const udevPoll = 50 * time.Millisecond
 // look compares what there is with what is wanted, and does the difference. It returns when to look again; 0: at the next event.
 func (n *Network) look(ctx context.Context) (time.Duration, error) {
 	links, err := listLinks()
+	for err == nil && ctx.Err() == nil && !n.plan.off() && n.makeDevices(links) {
+		links, err = listLinks()
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -206,15 +209,15 @@ func (n *Network) look(ctx context.Context) (time.Duration, error) {
 	}
 	n.forget(links)
 	again := time.Duration(0)
-	if !n.plan.off() && ctx.Err() == nil {
-		n.makeDevices(links)
-		for _, l := range links {
-			if !n.ready(l) {
-				again = udevPoll
-				continue
-			}
-			n.consider(ctx, l, links, of(addresses, l.index))
+	for _, l := range links {
+		if ctx.Err() != nil || n.plan.off() {
+			break
 		}
+		if !n.ready(l) {
+			again = udevPoll
+			continue
+		}
+		n.consider(ctx, l, links, of(addresses, l.index))
 	}
 	n.tell(links, addresses)
 	return again, nil

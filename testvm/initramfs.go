@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 )
 
 // Initramfs says what goes into a machine's initramfs.
@@ -17,6 +18,8 @@ type Initramfs struct {
 	Init   string // static program that becomes /init
 	Unlock string // static boot program, /bin/mandos-escrow-unlock
 	Config string // folder that becomes /etc/mandos-escrow
+
+	Modules []string // more kernel modules than every guest needs
 }
 
 // Write packs the initramfs into a new file, readable by its owner alone: like
@@ -58,7 +61,7 @@ func (i *Initramfs) fill(ctx context.Context, a *archive) error {
 	if err := a.addTree("etc/mandos-escrow", i.Config); err != nil {
 		return fmt.Errorf("testvm: initramfs: %w", err)
 	}
-	modules, err := i.Kernel.Resolve(guestModules)
+	modules, err := i.Kernel.Resolve(slices.Concat(guestModules, i.Modules))
 	if err != nil {
 		return err
 	}

@@ -4,11 +4,13 @@
 //
 // It is not part of the product. It says on the console what it did, in lines
 // that begin with "testvm: ", and powers the machine off when it cannot go on.
-// It imports luks/dmcrypt, and no other package of this module.
+// It imports luks/dmcrypt and initrd, and no other package of this module.
 //
 // Kernel command line: testvm.addr=ADDRESS/BITS for eth0; testvm.once to run
 // the boot program with --once; testvm.nolink to leave out the link by UUID that
-// udev would make, so that the boot program has to look at all block devices.
+// udev would make, so that the boot program has to look at all block devices;
+// testvm.network=ADDRESS/BITS to do nothing but bring up the network that the
+// other words ask for until a link has that address, and put it back.
 package main
 
 import (
@@ -47,6 +49,9 @@ func boot() error {
 	}
 	if err := loadModules("/modules"); err != nil {
 		return err
+	}
+	if address, ok := options["testvm.network"]; ok {
+		return tryNetwork(address)
 	}
 	if _, ok := options["testvm.nolink"]; !ok {
 		if err := linkByUUID(disk); err != nil {
