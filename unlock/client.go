@@ -29,7 +29,7 @@ type Finder interface {
 	Addresses(id identity.KeyID) []string
 
 	// Changed returns a channel that is closed when Addresses next has one that
-	// it did not have before.
+	// it did not have before, or a server is there again.
 	Changed() <-chan struct{}
 }
 

@@ -20,7 +20,8 @@ const (
 	firstAsk = 250 * time.Millisecond
 	lastAsk  = time.Minute
 	askGap   = time.Second
-	pollTime = time.Second // between looks at what interfaces there are
+	pollTime = time.Second            // between looks at what interfaces there are
+	waitTime = 100 * time.Millisecond // the same while an address cannot be used yet
 )
 
 // What a Browser keeps. A candidate that was seen within settleTime makes no
@@ -52,6 +53,7 @@ type Browser struct {
 	mu      sync.Mutex
 	found   []candidate
 	changed chan struct{}
+	again   bool // a server was announced: the next answer is news, whatever it says
 }
 
 type candidate struct {
@@ -118,8 +120,13 @@ func (b *Browser) run(ctx context.Context, links func() <-chan struct{}) {
 	var asked, due time.Time
 	for n := 0; ; {
 		up := links()
-		if b.refresh(sockets, heard) {
+		fresh, waiting := b.refresh(sockets, heard)
+		if fresh {
 			n, due = 0, time.Now()
+		}
+		poll := pollTime
+		if waiting {
+			poll = waitTime
 		}
 		if now := time.Now(); !now.Before(due) {
 			for _, s := range sockets {
@@ -128,7 +135,7 @@ func (b *Browser) run(ctx context.Context, links func() <-chan struct{}) {
 			asked, due = now, now.Add(askDelay(n))
 			n++
 		}
-		timer := time.NewTimer(min(pollTime, time.Until(due)))
+		timer := time.NewTimer(min(poll, time.Until(due)))
 		select {
 		case <-ctx.Done():
 			return
@@ -152,9 +159,11 @@ func earlier(x, y time.Time) time.Time {
 }
 
 // socketID is what a socket is bound to: an interface, and an address of it.
+// When a cable is plugged in it is a new one.
 type socketID struct {
-	index int
-	local string
+	index   int
+	local   string
+	carrier bool
 }
 
 // socket asks on one link in one family.
@@ -170,17 +179,18 @@ type socket struct {
 }
 
 // refresh opens sockets for addresses that are new and closes those of addresses
-// that are gone. Addresses that cannot be used yet, as IPv6 ones are for a
-// second, are tried again the next time.
-func (b *Browser) refresh(sockets map[socketID]*socket, heard chan<- struct{}) (fresh bool) {
+// that are gone. waiting: an address cannot be used yet, as IPv6 ones until it is
+// proved that nobody else has them (RFC 4862, section 5.4).
+func (b *Browser) refresh(sockets map[socketID]*socket, heard chan<- struct{}) (fresh, waiting bool) {
 	here := map[socketID]bool{}
 	for _, link := range multicastLinks() {
 		for _, local := range link.locals() {
-			id := socketID{link.Index, local.String()}
+			id := socketID{link.Index, local.String(), link.Flags&net.FlagRunning != 0}
 			here[id] = true
 			s := sockets[id]
 			if s == nil {
 				if s = b.open(link, local, heard); s == nil {
+					waiting = true
 					continue
 				}
 				sockets[id], fresh = s, true
@@ -196,7 +206,7 @@ func (b *Browser) refresh(sockets map[socketID]*socket, heard chan<- struct{}) (
 			delete(sockets, id)
 		}
 	}
-	return fresh
+	return fresh, waiting
 }
 
 // link is an interface that is up and knows multicast.
@@ -304,6 +314,9 @@ func (b *Browser) notice(packet []byte, heard chan<- struct{}) {
 	if err != nil || !slices.ContainsFunc(list, b.wanted) {
 		return
 	}
+	b.mu.Lock()
+	b.again = true
+	b.mu.Unlock()
 	select {
 	case heard <- struct{}{}:
 	default: // it will ask anyway
@@ -326,13 +339,13 @@ func (b *Browser) take(s *socket, packet []byte, from net.IP, now time.Time) {
 	}
 	fresh := false
 	for _, found := range list {
-		if b.wanted(found) && b.takeService(s, found, from, now) {
-			fresh = true
+		if b.wanted(found) {
+			fresh = b.takeService(s, found, from, now) || b.again || fresh
 		}
 	}
 	if fresh {
 		close(b.changed)
-		b.changed = make(chan struct{})
+		b.changed, b.again = make(chan struct{}), false
 	}
 }
 

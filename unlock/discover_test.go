@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -209,6 +210,36 @@ func TestFloodOfAnswers(t *testing.T) {
 	if list := b.Addresses(testKeyID); len(list) != maxCandidates+1 || !slices.Contains(list, fromLinkLocal) {
 		t.Errorf("the server that was first once is not kept: %q", list)
 	}
+}
+
+// TestServerIsThereAgain: an announcement makes the browser ask, and the answer
+// is news although its address was known.
+func TestServerIsThereAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, s := newBrowser()
+		heard := make(chan struct{}, 1)
+		answer := announced().bytes()
+		b.take(s, answer, linkLocal, time.Now())
+		before := b.Changed()
+		for _, packet := range [][]byte{{}, query(questionID), announced().bytes()[:50]} {
+			b.notice(packet, heard)
+		}
+		if b.take(s, answer, linkLocal, time.Now()); isClosed(before) || len(heard) > 0 {
+			t.Error("news without an announcement")
+		}
+		start := time.Now()
+		b.notice(answer, heard)
+		b.notice(answer, heard)
+		if len(heard) != 1 || time.Since(start) != 2*askGap {
+			t.Errorf("two announcements made %d questions due in %v", len(heard), time.Since(start))
+		}
+		if isClosed(before) {
+			t.Error("the announcement itself was believed")
+		}
+		if b.take(s, answer, linkLocal, time.Now()); !isClosed(before) {
+			t.Error("the answer was no news")
+		}
+	})
 }
 
 // TestManyKeys: servers that nobody asks for take no room.

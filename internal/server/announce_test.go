@@ -108,8 +108,9 @@ const (
 	hostilePackets  = 20000
 )
 
-// TestDiscovery: two hosts with nothing but IPv6 link-local addresses find each
-// other, whoever is there first, and after and during floods.
+// TestDiscovery: a machine finds a server with nothing but IPv6 link-local
+// addresses on their link, whoever is there first, after floods, and when the
+// link comes up; and with nothing but IPv4 addresses.
 func TestDiscovery(t *testing.T) {
 	cmd := discoveryProcess(discoveryServer, syscall.CLONE_NEWUSER|syscall.CLONE_NEWNET)
 	cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
@@ -119,7 +120,7 @@ func TestDiscovery(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v: it needs ip (iproute2) and user namespaces", err)
 	}
-	for _, want := range []string{"there before: found", "there later: found", "after a flood: found", "flooded itself: found"} {
+	for _, want := range []string{"there before: found", "there later: found", "after a flood: found", "flooded itself: found", "the link comes up: found", "IPv4 only: found 192.0.2.1:7625"} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("no %q", want)
 		}
@@ -191,6 +192,17 @@ func serveOnALink(t *testing.T) {
 	a.flood(t)
 	order()
 	found("flooded itself")
+
+	ip(t, "link", "set", "here", "down")
+	order()
+	time.Sleep(time.Second)
+	ip(t, "link", "set", "here", "up")
+	found("the link comes up")
+	ip(t, "-6", "address", "flush", "dev", "here")
+	ip(t, "address", "add", "192.0.2.1/24", "dev", "here")
+	fmt.Fprintln(orders, "IPv4")
+	order()
+	found("IPv4 only")
 	stop()
 	orders.Close()
 	if _, err := io.Copy(os.Stdout, lines); err != nil {
@@ -306,8 +318,13 @@ func browse(t *testing.T) {
 	key := must(identity.Generate())
 	orders := bufio.NewScanner(os.Stdin)
 	for orders.Scan() {
-		if orders.Text() == "up" {
+		switch orders.Text() {
+		case "up":
 			ip(t, "link", "set", "there", "up")
+			continue
+		case "IPv4":
+			ip(t, "-6", "address", "flush", "dev", "there")
+			ip(t, "address", "add", "192.0.2.2/24", "dev", "there")
 			continue
 		}
 		id := must(identity.ParseKeyID(orders.Text()))
@@ -335,6 +352,7 @@ func reach(ctx context.Context, finder unlock.Finder, pinned *tls.Config, id ide
 		}
 		select {
 		case <-changed:
+		case <-time.After(2 * time.Second): // as a client that tries again
 		case <-ctx.Done():
 			return "", ctx.Err()
 		}
