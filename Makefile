@@ -16,10 +16,11 @@ export GOFLAGS += -buildvcs=false
 .NOTPARALLEL:
 .PHONY: build demo test setup unit race e2e packages vm lint fmt fuzz bench man clean
 
-# Without inlining the boot program, which waits for a network, is 7 % smaller.
+# The boot program, which waits for a network, is 7 % smaller without inlining,
+# and 2 % more with functions closer together.
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/mandos-escrow
-	CGO_ENABLED=0 go build -trimpath -gcflags=all=-l -ldflags '$(LDFLAGS)' -o bin/ ./cmd/mandos-escrow-unlock
+	CGO_ENABLED=0 go build -trimpath -gcflags=all=-l -ldflags '$(LDFLAGS) -funcalign=8' -o bin/ ./cmd/mandos-escrow-unlock
 
 demo:
 	@test/setup.sh demo

@@ -12,7 +12,6 @@
 package luks
 
 import (
-	"encoding/json"
 	"errors"
 	"slices"
 )
@@ -100,11 +99,17 @@ type KDF struct {
 
 // Token is a LUKS2 token: JSON is exactly as it stands in the header, and not checked beyond type and keyslots.
 type Token struct {
-	ID       int             `json:"id"`
-	Type     string          `json:"type"`
-	Keyslots []int           `json:"keyslots"`
-	JSON     json.RawMessage `json:"json"`
+	ID       int    `json:"id"`
+	Type     string `json:"type"`
+	Keyslots []int  `json:"keyslots"`
+	JSON     Raw    `json:"json"`
 }
+
+// Raw is JSON that stands in other JSON as it is.
+type Raw []byte
+
+// MarshalJSON returns the text (encoding/json.Marshaler).
+func (r Raw) MarshalJSON() ([]byte, error) { return r, nil }
 
 // Slot returns the active keyslot with that number.
 func (h *Header) Slot(number int) (Slot, bool) {

@@ -1,8 +1,6 @@
 package luks
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"math"
 	"slices"
@@ -52,7 +50,7 @@ func (h *Header) configuration(m *metadata, size int64) error {
 		m.config.texts("flags")
 	}
 	var required []string
-	if raw, ok := m.config.m["requirements"]; ok && bytes.HasPrefix(raw, []byte("[")) {
+	if v, ok := m.config.m["requirements"]; ok && v.list != nil {
 		required = m.config.texts("requirements")
 	} else if ok {
 		o := m.config.object("requirements", "mandatory")
@@ -248,7 +246,7 @@ func (h *Header) bind(owner map[int]int) error {
 func (h *Header) tokens(m *metadata) error {
 	for _, item := range m.tokens.items {
 		o := item.object
-		t := Token{ID: item.number, Type: o.text("type"), Keyslots: o.numbers("keyslots", m.keyslots), JSON: json.RawMessage(item.raw)}
+		t := Token{ID: item.number, Type: o.text("type"), Keyslots: o.numbers("keyslots", m.keyslots), JSON: Raw(item.raw)}
 		if m.d.err == nil && !plain(t.Type) {
 			return fmt.Errorf("%w: %s: type %q is not plain text", ErrDamaged, o.path, t.Type)
 		}

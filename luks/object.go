@@ -1,12 +1,8 @@
 package luks
 
 import (
-	"bytes"
 	"encoding/base64"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"math"
 	"slices"
@@ -17,10 +13,7 @@ import (
 	"mandos-escrow/internal/record"
 )
 
-const maxDepth = 32 // of nested JSON, as in json-c
-
-// decoder reads JSON more strictly than encoding/json does: member names match exactly, none stands twice, and numbers are
-// canonical. Otherwise two readers could see two different headers in the same bytes. It keeps the first error.
+// decoder reads members of a JSON document, with numbers in one form only, and keeps the first error.
 type decoder struct{ err error }
 
 func (d *decoder) fail(format string, args ...any) {
@@ -33,7 +26,7 @@ func (d *decoder) fail(format string, args ...any) {
 type object struct {
 	d    *decoder
 	path string
-	m    map[string]json.RawMessage
+	m    map[string]value
 }
 
 // section is an object whose member names are numbers, in ascending order.
@@ -49,61 +42,23 @@ func (s section) has(number int) bool {
 	return slices.ContainsFunc(s.items, func(i item) bool { return i.number == number })
 }
 
-// document checks the syntax of the whole text, and returns its top object.
+// document returns the top object of a whole text.
 func (d *decoder) document(text []byte) object {
-	if !bytes.HasPrefix(text, []byte("{")) || !utf8.Valid(text) || !json.Valid(text) {
-		d.fail("JSON: not an object in valid UTF-8")
-		return object{d: d}
-	}
-	dec := json.NewDecoder(bytes.NewReader(text))
-	dec.UseNumber()
-	if err := unique(dec, 0); err != nil {
+	v, err := parseJSON(text)
+	switch {
+	case err != nil:
 		d.fail("JSON: %w", err)
+	case text[0] != '{':
+		d.fail("JSON: not an object, or not at once")
 	}
-	return d.open(text, "")
+	return d.open(v, "")
 }
 
-// unique reads one value, and refuses an object that has a member twice.
-func unique(dec *json.Decoder, depth int) error {
-	t, err := dec.Token()
-	if err != nil {
-		return err
-	}
-	open, ok := t.(json.Delim)
-	if !ok {
-		return nil
-	}
-	if depth == maxDepth {
-		return errors.New("nested too deeply")
-	}
-	seen := map[string]bool{}
-	for dec.More() {
-		if open == '{' {
-			name, err := dec.Token()
-			if err != nil {
-				return err
-			}
-			if seen[name.(string)] {
-				return fmt.Errorf("member %q stands twice", name)
-			}
-			seen[name.(string)] = true
-		}
-		if err := unique(dec, depth+1); err != nil {
-			return err
-		}
-	}
-	if _, err := dec.Token(); err != nil && err != io.EOF {
-		return err
-	}
-	return nil
-}
-
-func (d *decoder) open(raw []byte, path string) object {
-	o := object{d: d, path: path}
-	if err := json.Unmarshal(raw, &o.m); err != nil || o.m == nil {
+func (d *decoder) open(v value, path string) object {
+	if v.members == nil {
 		d.fail("%s: not an object", path)
 	}
-	return o
+	return object{d: d, path: path, m: v.members}
 }
 
 func (o object) at(name string) string {
@@ -135,30 +90,30 @@ func (o object) object(name string, names ...string) object {
 func (o object) section(name string, most int) section {
 	var s section
 	outer := o.object(name)
-	for key, raw := range outer.m {
+	for key, v := range outer.m {
 		n, ok := canonical(key, int64(most-1))
 		if !ok {
 			o.d.fail("%s: not a number below %d", outer.at(strconv.Quote(key)), most)
 			continue
 		}
-		s.items = append(s.items, item{object: o.d.open(raw, outer.at(key)), number: int(n), raw: raw})
+		s.items = append(s.items, item{object: o.d.open(v, outer.at(key)), number: int(n), raw: v.raw})
 	}
 	slices.SortFunc(s.items, func(a, b item) int { return a.number - b.number })
 	return s
 }
 
 func (o object) text(name string) string {
-	var s *string
-	if err := json.Unmarshal(o.m[name], &s); err != nil || s == nil {
+	text := o.m[name].text
+	if text == nil {
 		o.d.fail("%s: not a string", o.at(name))
 		return ""
 	}
-	return *s
+	return *text
 }
 
 // number returns a member that is a JSON number from 0 to 2^32-1.
 func (o object) number(name string) int {
-	n, ok := canonical(string(o.m[name]), math.MaxUint32)
+	n, ok := canonical(string(o.m[name].raw), math.MaxUint32)
 	if !ok {
 		o.d.fail("%s: not an integer of 32 bits", o.at(name))
 	}
@@ -185,14 +140,16 @@ func (o object) base64(name string) []byte {
 }
 
 func (o object) texts(name string) []string {
-	var list []*string
-	if err := json.Unmarshal(o.m[name], &list); err != nil || list == nil || slices.Contains(list, nil) {
+	list := o.m[name].list
+	out := make([]string, 0, len(list))
+	for _, v := range list {
+		if v.text != nil {
+			out = append(out, *v.text)
+		}
+	}
+	if list == nil || len(out) < len(list) {
 		o.d.fail("%s: not an array of strings", o.at(name))
 		return nil
-	}
-	out := make([]string, len(list))
-	for i, s := range list {
-		out[i] = *s
 	}
 	return out
 }
