@@ -21,11 +21,23 @@ depends() {
     return 0
 }
 
+# What each network hook prints when it is asked for files or modules.
+hooks_say() {
+    local dir=$dracutsysrootdir$config/network-hooks.d hook
+    for hook in "$dir"/*; do
+        [[ -f $hook && -x $hook && ! ${hook##*/} =~ [^A-Za-z0-9_.-] ]] || continue
+        MANDOSNETHOOKDIR=$dir MODE=$1 DEVICE='' VERBOSITY=0 "$hook" "$1" < /dev/null || dwarn "mandos-escrow: $hook $1 failed"
+    done
+}
+
 # In an image for this host only, the drivers of the cards that it has; where it
 # shows none, as in a chroot without /sys, all of them.
 installkernel() {
     local driver found=
     hostonly='' instmods af_packet ipv6 8021q bridge bonding
+    for driver in $(hooks_say modules); do
+        hostonly='' instmods "$driver"
+    done
     if [[ $hostonly ]]; then
         for driver in /sys/class/net/*/device/driver/module; do
             [[ -e $driver ]] || continue
@@ -67,6 +79,11 @@ install() {
     # nothing outside of the folder gets into the image by it.
     mkdir -p "$initdir/etc"
     cp -a "$dracutsysrootdir$config" "$initdir/etc/"
+    # The network hooks themselves are in that folder.
+    local file
+    for file in $(hooks_say files); do
+        inst "$file" || dwarn "mandos-escrow: a network hook needs $file, which is missing"
+    done
     [[ -e $dracutsysrootdir/etc/crypttab ]] && add_volumes
 
     inst_simple "$moddir/mandos-escrow-unlock.service" "$systemdsystemunitdir/mandos-escrow-unlock.service"
