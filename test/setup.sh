@@ -59,6 +59,19 @@ for job in "$@"; do
 	lint) have shellcheck shellcheck ;;
 	vm) vm ;;
 	test) unit && packages && vm ;;
+	bench-boot)
+		demo
+		have zstd zstd
+		have cpio cpio
+		have mmdebstrap mmdebstrap
+		have ip iproute2
+		have socat socat
+		have mandos mandos
+		need mandos-client test -x /usr/lib/x86_64-linux-gnu/mandos/plugins.d/mandos-client
+		have avahi-daemon avahi-daemon
+		have dbus-daemon dbus
+		root='chroots and network namespaces'
+		;;
 	bench) demo && have zstd zstd && need time test -x /usr/bin/time ;;
 	*) echo "$0: no job $job" >&2 && exit 2 ;;
 	esac
