@@ -61,6 +61,24 @@ mandos-escrow server status --state $state --wait 60s
 pid=$(systemctl show --value -p MainPID mandos-escrow.service)
 grep -E '^(Uid|CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/$pid/status
 
+# An enrolled machine's agent tells it what became of the boot.
+mandos-escrow token create --uses 1 --ttl 1h --state $state >/tmp/token
+truncate -s 64M /tmp/disk
+cryptsetup luksFormat -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 /tmp/disk /tmp/passphrase
+mandos-escrow enroll --token-file /tmp/token --device /tmp/disk --passphrase-file /tmp/passphrase --name laptop7 --no-image
+install -d -m 700 /run/mandos-escrow
+(umask 077; cat >/run/mandos-escrow/boot) <<END
+mandos-escrow-boot-report: 1
+boot-id: $(cat /proc/sys/kernel/random/boot_id)
+volume-uuid: $(cryptsetup luksUUID /tmp/disk)
+outcome: rejected
+uptime: 7
+END
+systemctl start mandos-escrow-agent.service
+while [ "$(systemctl is-active mandos-escrow-agent.service)" = active ]; do sleep 0.1; done
+systemctl show -p Result -p ExecMainStatus mandos-escrow-agent.service
+mandos-escrow machine show laptop7 --state $state
+
 # Upgraded while it runs, it goes on with the new program.
 dpkg -i /debs/1/*.deb
 mandos-escrow server status --state $state --wait 60s
@@ -73,7 +91,7 @@ dpkg -r mandos-escrow-client mandos-escrow
 [ ! -e /etc/systemd/system/multi-user.target.wants/mandos-escrow.service ]
 [ -e $state/server.conf ]
 `)
-	for _, want := range []string{"Seccomp:\t2", "NoNewPrivs:\t1", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000"} {
+	for _, want := range []string{"Seccomp:\t2", "NoNewPrivs:\t1", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "ExecMainStatus=0", "last boot"} {
 		if !strings.Contains(said, want) {
 			t.Errorf("the server runs without %q:\n%s", want, said)
 		}
