@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// bootLimit is far above the few seconds that a boot takes on a quiet host:
-// a software CPU on a busy one is slower by an order of magnitude.
-const bootLimit = 5 * time.Minute
+// bootLimit is far above the seconds that a boot takes on a quiet host, at most
+// 60: a software CPU on a busy one is slower by an order of magnitude.
+const bootLimit = 10 * time.Minute
 
 // mustNotHoldMarker shows that printing the marker takes more than this file.
 func (s *site) mustNotHoldMarker(name string) {

@@ -199,3 +199,21 @@ func (d *debian) answerPrompt(m *Machine, prompt string) {
 		d.t.Fatal(err)
 	}
 }
+
+// mustReport checks what the boot program left in /run of its volumes, the root
+// first: it is for root only, and says nothing else.
+func (d *debian) mustReport(m *Machine, outcomes ...string) {
+	d.t.Helper()
+	text := m.Console.String()
+	_, report, ok := strings.Cut(text, "testvm: -rw------- /run/mandos-escrow/boot: ")
+	if !ok {
+		d.t.Fatal("no report, or others may read it")
+	}
+	report, _, _ = strings.Cut(report, "\n")
+	for n, outcome := range outcomes {
+		want := "volume-uuid: " + d.uuids[n] + ";outcome: " + outcome + ";"
+		if !strings.Contains(report, want) {
+			d.t.Errorf("the report does not say %q: %s", want, report)
+		}
+	}
+}
