@@ -511,11 +511,12 @@ func (b *boot) keep(result *unlock.Result) {
 	}
 }
 
-// failed hears of each failed attempt at a server, from the goroutine that asks.
+// failed hears of each failed attempt at a server, from the goroutine that
+// asks; the one before may not have ended yet.
 func (b *boot) failed(s unlock.Server, err error) {
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.failures[s.KeyID] = s.Name + ": " + Brief(err)
-	b.mu.Unlock()
 	b.tell(s, err)
 }
 

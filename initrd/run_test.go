@@ -398,47 +398,50 @@ func TestReleaseFile(t *testing.T) {
 	}
 }
 
-// fakeSource has the questions that it is given.
-type fakeSource struct{ open []question }
+// fakeSource says which questions are open.
+type fakeSource func() []question
 
-func (s *fakeSource) pending() []question { return s.open }
+func (s fakeSource) pending() []question { return s() }
 
-// fakeBoot is a boot of one volume without a machine around it. Time is the
+// fakeBoot is a boot without a machine around it. Time is the
 // bubble's.
-func fakeBoot(t *testing.T, m *machine, s *fakeSource) *boot {
+func fakeBoot(t *testing.T, m *machine, s fakeSource) *boot {
 	t.Helper()
-	b := newBoot(m.config.Volumes[:1], m.options())
+	b := newBoot(m.config.Volumes, m.options())
 	b.sources = []source{s}
 	return b
 }
 
-// TestNobodyWaits: servers are not asked any more once the volume is open.
+// TestNobodyWaits: servers are not asked any more once the volume is open that
+// was asked for, even if others are not.
 func TestNobodyWaits(t *testing.T) {
 	m := newMachine(t)
 	synctest.Test(t, func(t *testing.T) {
-		v := m.config.Volumes[0]
-		s := &fakeSource{open: []question{{id: "1", device: m.disk(0)}}}
-		b := fakeBoot(t, m, s)
-		open := false
+		start := time.Now()
+		const typed, opened = 10 * time.Second, 14 * time.Second // between them it is tried
+		b := fakeBoot(t, m, func() []question {
+			if time.Since(start) >= typed {
+				return nil
+			}
+			return []question{{id: "1", device: m.disk(0)}}
+		})
 		b.mapped = func() ([]mapping, error) {
-			if !open {
+			if time.Since(start) < opened {
 				return nil, nil
 			}
-			return []mapping{{volume: strings.ReplaceAll(v.UUID, "-", "")}}, nil
+			return []mapping{{volume: strings.ReplaceAll(m.config.Volumes[0].UUID, "-", "")}}, nil
 		}
-		given := time.Duration(0)
-		start := time.Now()
+		ended := make(chan time.Duration, 1)
 		b.fetch = func(ctx context.Context) (*unlock.Result, error) {
 			<-ctx.Done()
-			given = time.Since(start)
+			ended <- time.Since(start)
 			return nil, ctx.Err()
 		}
-		time.AfterFunc(10*time.Second, func() { s.open = nil }) // typed, and being tried
-		time.AfterFunc(14*time.Second, func() { open = true })
-		b.run(t.Context())
-		synctest.Wait()
-		if given < 14*time.Second || given > 14*time.Second+2*interval {
-			t.Errorf("asked until %s", given)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		b.run(ctx)
+		if d := <-ended; d < opened || d > opened+2*interval {
+			t.Errorf("asked until %s", d)
 		}
 	})
 }
@@ -449,10 +452,10 @@ func TestDeviceComesLate(t *testing.T) {
 	late := m.root.path("dev/late")
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		s := &fakeSource{}
 		got := ""
-		s.open = []question{{id: "1", device: late, answer: func(p []byte) error { got = string(p); cancel(); return nil }}}
-		b := fakeBoot(t, m, s)
+		b := fakeBoot(t, m, func() []question {
+			return []question{{id: "1", device: late, answer: func(p []byte) error { got = string(p); cancel(); return nil }}}
+		})
 		b.fetch = func(context.Context) (*unlock.Result, error) {
 			return &unlock.Result{Passphrases: map[string][]byte{m.config.Volumes[0].UUID: []byte("late")}}, nil
 		}
@@ -476,17 +479,18 @@ func TestBusy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		tries, strange := 0, 0
-		s := &fakeSource{open: []question{
-			{id: "1", device: m.disk(0), answer: func([]byte) error { strange++; return unix.EIO }},
-			{id: "2", device: m.disk(0), answer: func(p []byte) error {
-				if tries++; tries < 5 {
-					return errBusy
-				}
-				cancel()
-				return nil
-			}},
-		}}
-		b := fakeBoot(t, m, s)
+		b := fakeBoot(t, m, func() []question {
+			return []question{
+				{id: "1", device: m.disk(0), answer: func([]byte) error { strange++; return unix.EIO }},
+				{id: "2", device: m.disk(0), answer: func([]byte) error {
+					if tries++; tries < 5 {
+						return errBusy
+					}
+					cancel()
+					return nil
+				}},
+			}
+		})
 		result := []byte("once")
 		b.fetch = func(context.Context) (*unlock.Result, error) {
 			return &unlock.Result{Passphrases: map[string][]byte{m.config.Volumes[0].UUID: result}}, nil

@@ -41,6 +41,26 @@ func TestAnotherVolumeUnderItsUUID(t *testing.T) {
 	}
 }
 
+// What was opened is compared as well: another header beneath it, and the kernel
+// loses the mapping before anything of it is mounted.
+func TestExchangedAfterTheOpen(t *testing.T) {
+	s := newSite(t, 2)
+	s.initServer("srv")
+	s.startServer("srv")
+	s.enroll("srv")
+	m := s.boot("testvm.exchange")
+	s.mustEndWith(m, "testvm: init failed: check what is mapped: exit status 4, 0 mappings left\n")
+	for _, sign := range []string{"testvm: root", "testvm: marker", s.marker} {
+		if m.Console.Contains(sign) {
+			t.Errorf("it says %q", sign)
+		}
+	}
+	const reason = "mapping testvm-root: not the volume that was enrolled: /dev/vda: luks: not a LUKS volume"
+	if !m.Console.Contains(reason) {
+		t.Errorf("the console does not say %q", reason)
+	}
+}
+
 // A disabled machine gets nothing. That it boots when it is enabled again
 // shows that nothing else kept it locked.
 func TestDisabledMachineStaysLocked(t *testing.T) {

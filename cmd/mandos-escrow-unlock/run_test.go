@@ -78,6 +78,24 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
+// TestCheckMapped on a host that has none of our volumes open: only what is
+// wrong with the configuration counts, and no key is needed.
+func TestCheckMapped(t *testing.T) {
+	f := newFixture(t)
+	f.remove(t, unlock.PrivateKeyFile)
+	if code, out, diag := program(t, "--config", f.dir, "--check-mapped"); code != exitDone || out != "" || diag != "" {
+		t.Errorf("%d, %q, %q", code, out, diag)
+	}
+	f.write(t, unlock.ConfigFile, []byte("mandos-escrow-unlock: 1\n"))
+	if code, _, diag := program(t, "--config", f.dir, "--check-mapped"); code != exitIntegrity || !strings.Contains(diag, "machine-key-id") {
+		t.Errorf("%d, %q", code, diag)
+	}
+	f.remove(t, unlock.ConfigFile)
+	if code, _, diag := program(t, "--config", f.dir, "--check-mapped"); code != exitFailed || !strings.Contains(diag, unlock.ConfigFile) {
+		t.Errorf("%d, %q", code, diag)
+	}
+}
+
 // addVolume enrolls a second one that is nowhere.
 func (f *fixture) addVolume(t *testing.T) {
 	second := f.config.Volumes[0]

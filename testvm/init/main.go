@@ -10,7 +10,9 @@
 // the boot program with --once; testvm.nolink to leave out the link by UUID that
 // udev would make, so that the boot program has to look at all block devices;
 // testvm.network=ADDRESS/BITS to do nothing but bring up the network that the
-// other words ask for until a link has that address, and put it back.
+// other words ask for until a link has that address, and put it back;
+// testvm.exchange to put something else in the place of the header after the
+// volume was opened.
 package main
 
 import (
@@ -19,6 +21,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -78,7 +81,38 @@ func boot() error {
 		return err
 	}
 	fmt.Println("testvm: volume opened")
+	if _, ok := options["testvm.exchange"]; ok {
+		if err := wipeHeader(); err != nil {
+			return err
+		}
+	}
+	if err := checkMapped(); err != nil {
+		return err
+	}
 	return switchRoot()
+}
+
+// wipeHeader puts something else in the place of the header of the volume that
+// is open.
+func wipeHeader() error {
+	f, err := os.OpenFile(disk, os.O_WRONLY|unix.O_SYNC, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(bytes.Repeat([]byte("x"), 1<<20))
+	return errors.Join(err, f.Close())
+}
+
+// checkMapped has the boot program compare what the kernel mapped with what was
+// enrolled, as the scripts of an image do before they mount it.
+func checkMapped() error {
+	cmd := exec.Command("/bin/mandos-escrow-unlock", "--config", "/etc/mandos-escrow", "--check-mapped")
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	if err := cmd.Run(); err != nil {
+		left, _ := filepath.Glob("/sys/block/dm-*") // the pattern is a good one
+		return fmt.Errorf("check what is mapped: %w, %d mappings left", err, len(left))
+	}
+	return nil
 }
 
 // commandLine returns the words of the kernel command line, with what follows
