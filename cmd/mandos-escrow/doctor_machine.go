@@ -94,7 +94,7 @@ func findingsOfImages(s machineStatus) (findings []finding) {
 // checkShell finds out whether failed unlocks end in a root shell, for whoever
 // is at the console.
 func checkShell(root string) finding {
-	system, err := bootimage.Detect(root)
+	system, err := detectSystem(root)
 	if err != nil {
 		return finding{warning, "whether failed unlocks end in a root shell is not known: " + err.Error(), ""}
 	}

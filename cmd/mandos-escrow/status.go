@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"mandos-escrow/internal/bootimage"
 	"mandos-escrow/internal/enroll"
 	"mandos-escrow/unlock"
 )
@@ -103,7 +102,7 @@ func inspectImages(ctx context.Context, root string) (images []imageStatus, unse
 	if os.Geteuid() != 0 {
 		return images, "only root can look into them"
 	}
-	system, err := bootimage.Detect(root)
+	system, err := detectSystem(root)
 	if err != nil {
 		return images, err.Error()
 	}

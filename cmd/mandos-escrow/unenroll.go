@@ -56,7 +56,7 @@ func runUnenroll(ctx context.Context, g *globals, o unenrollOptions) (err error)
 	}
 	options := enroll.UnenrollOptions{
 		Root: o.root, Devices: o.devices, Forget: o.forget, Offline: o.offline,
-		Progress: func(format string, args ...any) { g.say("%s", safe(fmt.Sprintf(format, args...))) },
+		Progress: g.progress,
 		Image:    func(ctx context.Context) error { return takeOutOfImages(ctx, g, o.root) },
 	}
 	if o.passphraseFile != "" {
@@ -88,7 +88,7 @@ func runUnenroll(ctx context.Context, g *globals, o unenrollOptions) (err error)
 // takeOutOfImages removes what enroll installed, and has the boot images made
 // anew. A system that is not known has none of ours.
 func takeOutOfImages(ctx context.Context, g *globals, root string) error {
-	system, err := bootimage.Detect(root)
+	system, err := detectSystem(root)
 	if errors.Is(err, bootimage.ErrUnknown) {
 		g.warn("no boot image is made anew: " + safe(err.Error()))
 		return nil
@@ -96,7 +96,7 @@ func takeOutOfImages(ctx context.Context, g *globals, root string) error {
 	if err != nil {
 		return err
 	}
-	system.Progress = func(format string, args ...any) { g.say("%s", safe(fmt.Sprintf(format, args...))) }
+	system.Progress = g.progress
 	removed, err := system.Remove(ctx)
 	if err != nil {
 		return err
