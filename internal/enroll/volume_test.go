@@ -331,7 +331,7 @@ func TestForeignJournals(t *testing.T) {
 	}{
 		"empty":                  {"", record.ErrFormat},
 		"cut":                    {string(good[:len(good)/2]), record.ErrFormat},
-		"a line is missing":      {strings.Join(slices.Delete(slices.Clone(lines), 2, 3), ""), record.ErrFormat},
+		"the state is missing":   {strings.Join(slices.Delete(slices.Clone(lines), 3, 4), ""), record.ErrFormat},
 		"another state":          {strings.Replace(string(good), "state: prepared", "state: committed", 1), record.ErrFormat},
 		"of another volume":      {string(foreign), record.ErrFormat},
 		"secrets of another":     {strings.Replace(string(good), sealedOf(good), sealedOf(foreign), 1), seal.ErrRecipient},
