@@ -126,13 +126,14 @@ func (c *dhcpClient) run(ctx context.Context) error {
 // errLost: a lease has run out, or a server has taken it back.
 var errLost = errors.New("initrd: DHCP lease lost")
 
-// acquire asks for a lease until there is one.
+// acquire asks for a lease until there is one. All attempts have one transaction ID: a server that looks first whether an address is in use
+// answers the first attempt after the second, and that answer is good.
 func (c *dhcpClient) acquire(ctx context.Context) (*lease, error) {
+	c.xid = rand.Uint32()
 	for n := 0; ctx.Err() == nil; n++ {
 		if n == dhcpSilence {
 			c.report("no DHCP server answers")
 		}
-		c.xid = rand.Uint32()
 		offer, err := c.exchange(message{kind: dhcpDiscover}, dhcpDelay(n), dhcpOffer)
 		for try := 0; err == nil && try < dhcpRequests; try++ {
 			var reply *dhcpReply

@@ -36,7 +36,7 @@ func TestHooks(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := testSystem(t)
-	s.hookWait, s.hookLimit, s.stopLimit = 500*time.Millisecond, time.Second, 10*time.Second
+	s.hookWait, s.hookLimit, s.stopLimit = 3*time.Second, 6*time.Second, 10*time.Second
 	n := start(t, s, NetworkOptions{Hooks: dir, Connect: "10.0.0.2:7625", Words: []string{"ip=eth0:dhcp", "ip=eth9:dhcp"}})
 	n.until(t, "the link, in spite of the hook that hangs", func() bool { return has(t, "eth0", "fe80:") })
 	n.until(t, "the hook that hangs killed, and the ones after it started", func() bool {
@@ -70,7 +70,7 @@ func TestHookHangsAtTheEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := testSystem(t)
-	s.stopLimit = time.Second
+	s.stopLimit = 3 * time.Second
 	n := start(t, s, NetworkOptions{Hooks: dir})
 	n.until(t, "the link", func() bool { return has(t, "eth0", "fe80:") })
 	n.end(t, before)

@@ -29,7 +29,7 @@ func inNamespace(t *testing.T) bool {
 	if os.Getenv(namespaceOf) == t.Name() {
 		return true
 	}
-	cmd := exec.Command("/proc/self/exe", "-test.run=^"+regexp.QuoteMeta(t.Name())+"$", "-test.v", "-test.timeout=60s")
+	cmd := exec.Command("/proc/self/exe", "-test.run=^"+regexp.QuoteMeta(t.Name())+"$", "-test.v", "-test.timeout=2m")
 	cmd.Env = append(os.Environ(), namespaceOf+"="+t.Name())
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
@@ -180,7 +180,7 @@ func (n *trial) reported(part string) bool {
 // until waits for something that the network brings about; it looks again whenever that changes.
 func (n *trial) until(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	deadline := time.After(40 * time.Second)
+	deadline := time.After(90 * time.Second)
 	for {
 		changed := n.Changed()
 		if done() {

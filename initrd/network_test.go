@@ -352,8 +352,9 @@ func TestUdevFirst(t *testing.T) {
 	lan := newElsewhere(t)
 	lan.cable(t, "eth0", "far0")
 	lan.cable(t, "eth1", "far1")
+	before := strings.ReplaceAll(state(t), "eth0", "enp1s0")
 	s := testSystem(t)
-	s.udevWait = 2 * time.Second
+	s.udevWait = 4 * time.Second
 	write := func(name string) {
 		t.Helper()
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(s.udev, name)), 0o700); err != nil {
@@ -367,7 +368,6 @@ func TestUdevFirst(t *testing.T) {
 	i := index(t, "eth0")
 	n := start(t, s, NetworkOptions{Words: []string{"ip=enp1s0:dhcp", "ip=eth1:link6"}})
 	ip(t, "link set eth0 name enp1s0")
-	before := state(t)
 	if isUp(t, "enp1s0") {
 		t.Error("taken up before udev had done")
 	}
