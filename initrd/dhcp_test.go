@@ -154,7 +154,7 @@ func exchangeTest(t *testing.T, serve func(at time.Duration, options map[byte][]
 					t.Errorf("the client's message: %v", err)
 				}
 				if reply := serve(time.Since(begin), options, b); reply != nil {
-					go theirs.Write(reply)
+					go func() { _, _ = theirs.Write(reply) }()
 				}
 			}
 		}()

@@ -20,7 +20,7 @@ type NetworkOptions struct {
 	File    string   // more of them, one or several on a line, with # comments; may be absent
 	Hooks   string   // folder of network hooks; may be absent
 	Connect string   // Cmdline.Connect, for the hooks
-	Report  func(format string, a ...any)
+	Report  func(format string, a ...any) // is called by several goroutines at once
 }
 
 // Network is what was brought up. One goroutine owns all of it; whatever it changes, it also notes how to take back.

@@ -29,6 +29,7 @@ unit() {
 	have sq sq # the other OpenPGP, to compare with
 	have xxd xxd                    # what the documents say to type
 	have openssl openssl # the other TLS key reader
+	have ip iproute2     # network namespaces, which need no root
 	have systemd-analyze systemd    # what it says about our units
 }
 packages() {
