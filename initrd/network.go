@@ -16,10 +16,10 @@ import (
 
 // NetworkOptions say what network to bring up.
 type NetworkOptions struct {
-	Words   []string // of the kernel command line: Cmdline.Words
-	File    string   // more of them, one or several on a line, with # comments; may be absent
-	Hooks   string   // folder of network hooks; may be absent
-	Connect string   // Cmdline.Connect, for the hooks
+	Words   []string                      // of the kernel command line: Cmdline.Words
+	File    string                        // more of them, one or several on a line, with # comments; may be absent
+	Hooks   string                        // folder of network hooks; may be absent
+	Connect string                        // Cmdline.Connect, for the hooks
 	Report  func(format string, a ...any) // is called by several goroutines at once
 }
 
