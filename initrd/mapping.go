@@ -28,27 +28,28 @@ type mapping struct {
 // mappings lists what cryptsetup has opened, by the UUIDs that it gives to
 // mappings: CRYPT-LUKS2-VOLUME-NAME.
 func mappings(r root) ([]mapping, error) {
-	paths, err := filepath.Glob(r.path("sys/class/block/*/dm/uuid"))
+	devices, err := os.ReadDir(r.path("sys/class/block"))
 	if err != nil {
 		return nil, fmt.Errorf("list mappings: %w", err)
 	}
 	var found []mapping
-	for _, path := range paths {
-		uuid, err := os.ReadFile(path)
+	for _, device := range devices {
+		dir := r.path("sys/class/block", device.Name())
+		uuid, err := os.ReadFile(filepath.Join(dir, "dm/uuid"))
 		if err != nil {
-			continue // it is gone
+			continue // it is none, or gone
 		}
 		parts := strings.SplitN(strings.TrimSpace(string(uuid)), "-", 4)
 		if len(parts) < 3 || parts[0] != "CRYPT" || parts[1] != "LUKS1" && parts[1] != "LUKS2" {
 			continue
 		}
 		m := mapping{volume: strings.ToLower(parts[2])}
-		name, err := os.ReadFile(filepath.Join(filepath.Dir(path), "name"))
+		name, err := os.ReadFile(filepath.Join(dir, "dm/name"))
 		if err != nil {
 			continue
 		}
 		m.name = printable(string(name), 128)
-		number, err := os.ReadFile(filepath.Join(filepath.Dir(filepath.Dir(path)), "dev"))
+		number, err := os.ReadFile(filepath.Join(dir, "dev"))
 		if err != nil {
 			continue
 		}
