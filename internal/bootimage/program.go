@@ -13,46 +13,83 @@ func sameProgram(a, b []byte) bool {
 		return true
 	}
 	left, right := loaded(a), loaded(b)
-	return left != nil && slices.EqualFunc(left, right, segment.equal)
+	if left == nil || right == nil {
+		return false
+	}
+	// Go's linker puts the table of sections, which nobody reads to run a
+	// program, into the first segment; strip moves it out of there.
+	table := left.table
+	if table.end <= table.start {
+		table = right.table
+	}
+	for _, p := range []*image{left, right} {
+		for i := range p.segments {
+			p.segments[i].clear(table)
+			p.segments[i].clear(p.table)
+		}
+	}
+	return left.entry == right.entry && slices.EqualFunc(left.segments, right.segments, segment.equal)
 }
 
-// segment is a part of a program that is loaded.
+// image is what is loaded of an ELF file.
+type image struct {
+	entry    uint64
+	table    extent // of its section headers, in the file
+	segments []segment
+}
+
+type extent struct{ start, end uint64 }
+
+// segment is a part of a file that is loaded.
 type segment struct {
 	header elf.ProgHeader
 	data   []byte
 }
 
-func (s segment) equal(o segment) bool {
-	s.header.Off, o.header.Off = 0, 0
-	return s.header == o.header && bytes.Equal(s.data, o.data)
+// clear clears those bytes of the segment that lie in an extent of its file.
+func (s segment) clear(e extent) {
+	from, to := max(e.start, s.header.Off), min(e.end, s.header.Off+uint64(len(s.data)))
+	if from < to {
+		clear(s.data[from-s.header.Off : to-s.header.Off])
+	}
 }
 
-// loaded returns the segments of an ELF file, or nil if it is none or damaged.
-// What the file's own header says of sections, which nobody reads to run it, is
-// cleared: it lies in the first segment.
-func loaded(file []byte) []segment {
+// equal compares what is in memory afterwards, where zeros at the end need not
+// stand in the file.
+func (s segment) equal(o segment) bool {
+	same := s.header.Flags == o.header.Flags && s.header.Vaddr == o.header.Vaddr && s.header.Memsz == o.header.Memsz
+	return same && bytes.Equal(bytes.TrimRight(s.data, "\x00"), bytes.TrimRight(o.data, "\x00"))
+}
+
+// loaded returns nil if the file is no ELF file, or damaged. What its header and
+// its program headers say of where things lie in the file is cleared.
+func loaded(file []byte) *image {
 	f, err := elf.NewFile(bytes.NewReader(file))
-	if err != nil {
+	if err != nil || f.Class != elf.ELFCLASS64 {
 		return nil
 	}
 	file = slices.Clone(file)
-	if f.Class == elf.ELFCLASS64 {
-		clear(file[40:48]) // e_shoff
-		clear(file[58:64]) // e_shentsize, e_shnum, e_shstrndx
-	} else {
-		clear(file[32:36])
-		clear(file[46:52])
+	order := f.ByteOrder
+	p := &image{entry: f.Entry}
+	p.table.start = order.Uint64(file[40:])                                                       // e_shoff
+	p.table.end = p.table.start + uint64(order.Uint16(file[58:]))*uint64(order.Uint16(file[60:])) // e_shentsize, e_shnum
+	clear(file[40:48])
+	clear(file[58:64])
+	headers, size, count := order.Uint64(file[32:]), uint64(order.Uint16(file[54:])), uint64(order.Uint16(file[56:]))
+	for i := range count { // elf.NewFile read them: they are there
+		at := headers + i*size
+		clear(file[at+8 : at+16])  // p_offset
+		clear(file[at+32 : at+40]) // p_filesz
 	}
-	var segments []segment
-	for _, p := range f.Progs {
-		if p.Type != elf.PT_LOAD {
+	for _, prog := range f.Progs {
+		if prog.Type != elf.PT_LOAD {
 			continue
 		}
-		end := p.Off + p.Filesz
-		if end < p.Off || end > uint64(len(file)) {
+		end := prog.Off + prog.Filesz
+		if end < prog.Off || end > uint64(len(file)) {
 			return nil
 		}
-		segments = append(segments, segment{p.ProgHeader, file[p.Off:end]})
+		p.segments = append(p.segments, segment{prog.ProgHeader, file[prog.Off:end]})
 	}
-	return append(segments, segment{header: elf.ProgHeader{Vaddr: f.Entry}})
+	return p
 }

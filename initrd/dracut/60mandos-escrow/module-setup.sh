@@ -90,5 +90,7 @@ install() {
     inst_simple "$moddir/mandos-escrow-check.service" "$systemdsystemunitdir/mandos-escrow-check.service"
     $SYSTEMCTL -q --root "$initdir" add-wants cryptsetup.target mandos-escrow-unlock.service
     # What was opened is compared before it is mounted, or it is not mounted.
-    $SYSTEMCTL -q --root "$initdir" add-requires sysroot.mount mandos-escrow-check.service
+    # A link by hand: systemctl adds none to a unit that a generator makes at boot.
+    mkdir -p "$initdir/etc/systemd/system/sysroot.mount.requires"
+    ln -sfn "$systemdsystemunitdir/mandos-escrow-check.service" "$initdir/etc/systemd/system/sysroot.mount.requires/mandos-escrow-check.service"
 }
