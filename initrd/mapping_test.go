@@ -180,8 +180,10 @@ func TestCheckMapped(t *testing.T) {
 			f.targets[0].params = bytes.Replace(f.targets[0].params, []byte(m.config.Volumes[0].Cipher), []byte("cipher_null-ecb"), 1)
 		}, ErrMismatch, "cipher is cipher_null-ecb"},
 		"linear": {func(_ *machine, f *fakeMapper) { f.targets[0].kind = "linear" }, ErrMismatch, "not one crypt target"},
-		"two targets": {func(_ *machine, f *fakeMapper) { f.targets = append(f.targets, target{8, "linear", nil}) },
-			ErrMismatch, "not one crypt target"},
+		"two targets": {
+			func(_ *machine, f *fakeMapper) { f.targets = append(f.targets, target{8, "linear", nil}) },
+			ErrMismatch, "not one crypt target",
+		},
 		"begins later":    {func(_ *machine, f *fakeMapper) { f.targets[0].start = 8 }, ErrMismatch, "not one crypt target"},
 		"no table":        {func(_ *machine, f *fakeMapper) { f.targets = nil }, ErrMismatch, "not one crypt target"},
 		"header of today": {func(m *machine, _ *fakeMapper) { format(m.t, m.disk(0)) }, ErrMismatch, "UUID is"},
@@ -201,7 +203,7 @@ func TestCheckMapped(t *testing.T) {
 				t.Errorf("%v, want %v", err, c.want)
 			}
 			said := m.console()
-			if c.want == ErrMismatch {
+			if errors.Is(c.want, ErrMismatch) {
 				if len(f.removed) != 1 || f.removed[0] != unix.Mkdev(254, 0) || !strings.Contains(said, c.says) || !strings.Contains(said, "mandos-escrow=off") {
 					t.Errorf("removed %v, says %s", f.removed, said)
 				}

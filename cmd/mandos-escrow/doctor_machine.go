@@ -67,8 +67,10 @@ func checkVolume(v enroll.VolumeState) (findings []finding) {
 		findings = append(findings, finding{Level: fine, Text: name + ": header and keyslots are those that were proved"})
 	}
 	if v.Device != "" && len(v.Others) == 0 {
-		findings = append(findings, finding{warning, name + ": only keyslots of ours open it: without the server nobody gets in but by a recovery",
-			"if somebody is to type a passphrase: cryptsetup luksAddKey " + shellWord(v.Device)})
+		findings = append(findings, finding{
+			warning, name + ": only keyslots of ours open it: without the server nobody gets in but by a recovery",
+			"if somebody is to type a passphrase: cryptsetup luksAddKey " + shellWord(v.Device),
+		})
 	}
 	return findings
 }
@@ -109,8 +111,10 @@ func checkShell(root string) finding {
 	if closesShell(system.Kind, line) {
 		return finding{Level: fine, Text: "failed unlocks end in no shell (" + from + ")"}
 	}
-	return finding{problem, "failed unlocks end in a root shell for whoever is at the console: " + from + " lacks " + words,
-		fmt.Sprintf("add %s to GRUB_CMDLINE_LINUX in /etc/default/grub, then run update-grub (Fedora: grubby --update-kernel=ALL --args=%q); with systemd-boot: /etc/kernel/cmdline, then kernel-install", words, words)}
+	return finding{
+		problem, "failed unlocks end in a root shell for whoever is at the console: " + from + " lacks " + words,
+		fmt.Sprintf("add %s to GRUB_CMDLINE_LINUX in /etc/default/grub, then run update-grub (Fedora: grubby --update-kernel=ALL --args=%q); with systemd-boot: /etc/kernel/cmdline, then kernel-install", words, words),
+	}
 }
 
 // closesShell: initramfs-tools reboots or halts in place of a shell when panic=
@@ -210,8 +214,10 @@ func checkCrypttab(root string, s machineStatus) (findings []finding) {
 		}
 		i := slices.IndexFunc(lines, func(l crypttabLine) bool { return l.names(v) })
 		if i < 0 {
-			findings = append(findings, finding{warning, "/etc/crypttab does not name volume " + v.UUID + ": nothing asks for its passphrase at boot, unless the kernel command line does",
-				"add a line: NAME UUID=" + v.UUID + " none luks"})
+			findings = append(findings, finding{
+				warning, "/etc/crypttab does not name volume " + v.UUID + ": nothing asks for its passphrase at boot, unless the kernel command line does",
+				"add a line: NAME UUID=" + v.UUID + " none luks",
+			})
 			continue
 		}
 		findings = append(findings, checkCrypttabLine(lines[i])...)
@@ -249,8 +255,10 @@ func checkResume(root string, lines []crypttabLine, s machineStatus) []finding {
 			if !ok || device != "/dev/mapper/"+l.name || !slices.ContainsFunc(s.Volumes, func(v enroll.VolumeState) bool { return v.Boot && l.names(v) }) {
 				continue
 			}
-			return []finding{{warning, device + " is enrolled, and the machine resumes from it: hibernation writes all memory to it, with the keys of every open volume",
-				"turn hibernation off, or unenroll that volume: a machine that resumes unattended gives its memory to whoever has it"}}
+			return []finding{{
+				warning, device + " is enrolled, and the machine resumes from it: hibernation writes all memory to it, with the keys of every open volume",
+				"turn hibernation off, or unenroll that volume: a machine that resumes unattended gives its memory to whoever has it",
+			}}
 		}
 	}
 	return nil
@@ -293,8 +301,10 @@ func checkSwap(root string) (findings []finding) {
 		if root == "/" && !plainBlock(area) || root != "/" && strings.HasPrefix(area, "/dev/mapper/") {
 			continue
 		}
-		findings = append(findings, finding{warning, "swap on " + area + " is not encrypted, as far as can be seen: passphrases in memory may end there",
-			"put it on an encrypted volume, or give it a random key: a line with /dev/urandom and swap in /etc/crypttab"})
+		findings = append(findings, finding{
+			warning, "swap on " + area + " is not encrypted, as far as can be seen: passphrases in memory may end there",
+			"put it on an encrypted volume, or give it a random key: a line with /dev/urandom and swap in /etc/crypttab",
+		})
 	}
 	return findings
 }

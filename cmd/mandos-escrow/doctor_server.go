@@ -100,8 +100,10 @@ func checkClock(ctx context.Context, s *session, status api.Status, now time.Tim
 	const slack = 5 * time.Second // entries have whole seconds, and some come while we look
 	for _, e := range newest {
 		if e.Time.After(now.Add(slack)) {
-			return finding{problem, fmt.Sprintf("the clock says %s, and an entry of the audit log is of %s", now.UTC().Format(time.DateTime), e.Time.UTC().Format(time.DateTime)),
-				"set the clock: timeouts, tokens and requests end by it"}, nil
+			return finding{
+				problem, fmt.Sprintf("the clock says %s, and an entry of the audit log is of %s", now.UTC().Format(time.DateTime), e.Time.UTC().Format(time.DateTime)),
+				"set the clock: timeouts, tokens and requests end by it",
+			}, nil
 		}
 	}
 	return finding{Level: fine, Text: "the clock goes on from the audit log"}, nil

@@ -94,7 +94,7 @@ func (e *enrolment) opensBootSlot(ctx context.Context, v unlock.Volume, passphra
 	}
 	_, err = e.Tool.Test(ctx, device, passphrase, j.boot.number)
 	if errors.Is(err, cryptsetup.ErrPassphrase) { // not the passphrase that a person gave
-		err = fmt.Errorf("what was fetched does not open keyslot %d, which is ours: run `mandos-escrow enroll` again, with a new token: %v", j.boot.number, err)
+		err = fmt.Errorf("what was fetched does not open keyslot %d, which is ours: run `mandos-escrow enroll` again, with a new token: %s", j.boot.number, err.Error())
 	}
 	return j.boot.number, err
 }
