@@ -523,3 +523,39 @@ func TestPatchIsNull(t *testing.T) {
 		t.Errorf("%v: %s", err, out)
 	}
 }
+
+// TestNamesChange: device names are given anew at each boot, so that an enrolled
+// volume may lie where another one did, or where somebody else's does now.
+func TestNamesChange(t *testing.T) {
+	m := newMachine(t)
+	for i := range m.config.Volumes {
+		m.config.Volumes[i].Path = m.disk(i)
+	}
+	m.save()
+	foreign := m.root.path("dev/foreign")
+	format(t, foreign)
+	for _, move := range [][2]string{{m.disk(0), m.root.path("dev/vdc")}, {m.disk(1), m.disk(0)}, {foreign, m.disk(1)}} {
+		if err := os.Rename(move[0], move[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, name := range []string{"vdc", "vda"} {
+		if err := os.Symlink("../../"+name, m.root.path("dev/disk/by-uuid", m.config.Volumes[i].UUID)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	done := m.boot(t.Context())
+	stranger := m.systemd("cryptsetup:" + m.disk(1))
+	for i, device := range []string{"dev/vdc", "dev/vda"} {
+		uuid := m.config.Volumes[i].UUID
+		if got := m.systemd("cryptsetup:" + m.root.path(device)).reads(); got != "+"+passphrase(uuid) {
+			t.Fatalf("%s: %q", device, got)
+		}
+		m.open(uuid, uuid)
+	}
+	m.ends(done)
+	m.became(unlock.Opened, unlock.Opened)
+	if got := stranger.now(); got != "" || strings.Contains(m.console(), "NOT ANSWERED") {
+		t.Errorf("somebody else's volume: %q; console:\n%s", got, m.console())
+	}
+}

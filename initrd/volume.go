@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -108,18 +109,28 @@ func (d devices) identify(device string, enrolled []unlock.Volume) (*unlock.Volu
 	default:
 		return nil, err
 	}
-	for i, v := range enrolled {
-		if strings.EqualFold(uuid, v.UUID) || d.named(device, v) {
-			_, err := compare(path, v)
-			return &enrolled[i], err
-		}
+	// What the header says counts before any name: two disks may have got each other's names since.
+	i := slices.IndexFunc(enrolled, func(v unlock.Volume) bool { return strings.EqualFold(uuid, v.UUID) })
+	if i < 0 {
+		i = slices.IndexFunc(enrolled, func(v unlock.Volume) bool { return d.named(device, v) })
 	}
-	return nil, nil
+	if i < 0 {
+		return nil, nil
+	}
+	_, err = compare(path, enrolled[i])
+	return &enrolled[i], err
 }
 
-// named tells whether a device is named after the volume.
+// named tells whether a device is named after the volume. Where it lay when it
+// was enrolled means nothing any more if udev knows it elsewhere: names of
+// devices change.
 func (d devices) named(device string, v unlock.Volume) bool {
-	return device == v.Path || d.resolve(device) == d.resolve("UUID="+v.UUID)
+	byUUID := d.resolve("UUID=" + v.UUID)
+	if d.resolve(device) == byUUID {
+		return true
+	}
+	_, err := os.Stat(byUUID)
+	return device == v.Path && errors.Is(err, fs.ErrNotExist)
 }
 
 // claimedUUID is the UUID where LUKS1 and LUKS2 headers have it, of a header
