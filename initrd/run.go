@@ -93,11 +93,14 @@ func Run(ctx context.Context, o Options) error {
 	defer cancel()
 	up := o.network(ctx, line)
 	defer o.takeDown(up)
-	client := &unlock.Client{
-		Config: config, Keys: keys, Volumes: b.uuids(), Report: b.failed,
-		First: line.Connect, Links: up.Changed, Finder: o.browse(ctx, up, config),
+	finder := o.browse(ctx, up, config)
+	b.fetch = func(ctx context.Context, volumes []string) (*unlock.Result, error) {
+		client := &unlock.Client{
+			Config: config, Keys: keys, Volumes: volumes, Any: true, Report: b.failed,
+			First: line.Connect, Links: up.Changed, Finder: finder,
+		}
+		return client.Run(ctx)
 	}
-	b.fetch = client.Run
 	b.watch(ctx)
 	b.run(ctx)
 	return nil
@@ -201,7 +204,7 @@ type boot struct {
 	folder  runFolder
 	say     func(format string, a ...any)
 
-	fetch   func(context.Context) (*unlock.Result, error)
+	fetch   func(ctx context.Context, volumes []string) (*unlock.Result, error)
 	stop    context.CancelFunc // of the fetch that runs; nil: none does
 	fetched chan *unlock.Result
 
@@ -257,10 +260,13 @@ func (b *boot) watch(ctx context.Context) {
 	}
 }
 
-func (b *boot) uuids() []string {
+// missing are the UUIDs of the volumes whose passphrases are of use and not here.
+func (b *boot) missing() []string {
 	var list []string
 	for _, v := range b.volumes {
-		list = append(list, v.UUID)
+		if v.passphrase == nil && !v.mapped && v.answered == "" {
+			list = append(list, v.UUID)
+		}
 	}
 	return list
 }
@@ -464,14 +470,17 @@ func (b *boot) write() {
 	}
 }
 
-// start asks the servers, unless that is under way.
+// start asks the servers, unless that is under way, for all that is missing. One
+// that has no blob of a volume holds up no other: what came is kept, and the rest
+// is asked for again.
 func (b *boot) start(ctx context.Context) {
 	if b.stop != nil {
 		return
 	}
 	ctx, b.stop = context.WithCancel(ctx)
+	volumes := b.missing()
 	go func() {
-		result, err := b.fetch(ctx)
+		result, err := b.fetch(ctx, volumes)
 		if err != nil {
 			result = nil // the context's end
 		}
@@ -500,11 +509,13 @@ func (b *boot) keep(result *unlock.Result) {
 	}
 	for _, v := range b.volumes {
 		passphrase := result.Passphrases[v.UUID]
-		if v.mapped || v.answered != "" {
+		switch {
+		case passphrase == nil:
+		case v.mapped || v.answered != "":
 			secret.Wipe(passphrase)
-			continue
+		default:
+			v.passphrase = passphrase
 		}
-		v.passphrase = passphrase
 	}
 	if err := b.folder.release(result.Nonces); err != nil {
 		b.say("%v", err)

@@ -432,7 +432,7 @@ func TestNobodyWaits(t *testing.T) {
 			return []mapping{{volume: strings.ReplaceAll(m.config.Volumes[0].UUID, "-", "")}}, nil
 		}
 		ended := make(chan time.Duration, 1)
-		b.fetch = func(ctx context.Context) (*unlock.Result, error) {
+		b.fetch = func(ctx context.Context, _ []string) (*unlock.Result, error) {
 			<-ctx.Done()
 			ended <- time.Since(start)
 			return nil, ctx.Err()
@@ -456,7 +456,7 @@ func TestDeviceComesLate(t *testing.T) {
 		b := fakeBoot(t, m, func() []question {
 			return []question{{id: "1", device: late, answer: func(p []byte) error { got = string(p); cancel(); return nil }}}
 		})
-		b.fetch = func(context.Context) (*unlock.Result, error) {
+		b.fetch = func(context.Context, []string) (*unlock.Result, error) {
 			return &unlock.Result{Passphrases: map[string][]byte{m.config.Volumes[0].UUID: []byte("late")}}, nil
 		}
 		time.AfterFunc(time.Minute, func() {
@@ -492,7 +492,7 @@ func TestBusy(t *testing.T) {
 			}
 		})
 		result := []byte("once")
-		b.fetch = func(context.Context) (*unlock.Result, error) {
+		b.fetch = func(context.Context, []string) (*unlock.Result, error) {
 			return &unlock.Result{Passphrases: map[string][]byte{m.config.Volumes[0].UUID: result}}, nil
 		}
 		b.run(ctx)
@@ -558,4 +558,29 @@ func TestNamesChange(t *testing.T) {
 	if got := stranger.now(); got != "" || strings.Contains(m.console(), "NOT ANSWERED") {
 		t.Errorf("somebody else's volume: %q; console:\n%s", got, m.console())
 	}
+}
+
+// TestNoBlobOfOne: a server that has no blob of one volume, as after an enrolment
+// that was killed, holds up no other, whoever asks first.
+func TestNoBlobOfOne(t *testing.T) {
+	m := newMachine(t)
+	m.server.blobs = m.server.blobs[:1]
+	ctx, cancel := context.WithCancel(t.Context())
+	done := m.boot(ctx)
+	lost := m.systemd("cryptsetup:" + m.disk(1))
+	if got := m.systemd("cryptsetup:" + m.disk(0)).reads(); got != "+"+passphrase(m.config.Volumes[0].UUID) {
+		t.Errorf("the other volume: %q", got)
+	}
+	m.open("root", m.config.Volumes[0].UUID)
+	m.saysSoon("has none of volume " + m.config.Volumes[1].UUID)
+	if got := lost.now(); got != "" {
+		t.Errorf("%q", got)
+	}
+	if n := m.server.count(); n > 3 {
+		t.Errorf("the server was asked %d times", n)
+	}
+	cancel()
+	m.ends(done)
+	m.became(unlock.Opened, unlock.Unanswered)
+	m.noSecret()
 }

@@ -39,6 +39,10 @@ type Client struct {
 	Keys    Keys
 	Volumes []string // UUIDs of the volumes that are wanted
 
+	// Any: a passphrase of one volume is enough, and those of the others come along
+	// if they can. Otherwise all or none are wanted.
+	Any bool
+
 	// First is an address (HOST:PORT) that is tried first for every server;
 	// empty: none is.
 	First string
@@ -148,23 +152,25 @@ func (c *Client) pursue(ctx context.Context, s Server, attempt string, once bool
 	}
 }
 
-// try makes one attempt. A good answer has a good blob for each wanted volume.
+// try makes one attempt. A good answer has a good blob for each wanted volume,
+// or for any.
 func (c *Client) try(ctx context.Context, s Server, attempt string) outcome {
 	answer, err := c.ask(ctx, s, attempt)
 	if err != nil {
 		return outcome{server: s, err: err}
 	}
 	blobs, err := answer.open(c.Config.Machine, c.Keys.OpenPGP)
-	for _, v := range c.Volumes {
-		if !slices.ContainsFunc(blobs, func(b *blob) bool { return b.volume == v }) {
-			wipeBlobs(blobs)
-			if err == nil {
-				err = fmt.Errorf("%w: server %s has none of volume %s", ErrBlob, s.KeyID.Short(), v)
-			}
-			return outcome{server: s, err: err}
-		}
+	missing := slices.DeleteFunc(slices.Clone(c.Volumes), func(v string) bool {
+		return slices.ContainsFunc(blobs, func(b *blob) bool { return b.volume == v })
+	})
+	if len(missing) == 0 || c.Any && len(missing) < len(c.Volumes) {
+		return outcome{server: s, answer: answer, blobs: blobs}
 	}
-	return outcome{server: s, answer: answer, blobs: blobs}
+	wipeBlobs(blobs)
+	if err == nil {
+		err = fmt.Errorf("%w: server %s has none of volume %s", ErrBlob, s.KeyID.Short(), missing[0])
+	}
+	return outcome{server: s, err: err}
 }
 
 func backoff(n int) time.Duration {

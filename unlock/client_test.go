@@ -163,6 +163,14 @@ func TestFetchSeveralVolumes(t *testing.T) {
 	if _, err := s.client.Fetch(t.Context()); !errors.Is(err, ErrBlob) {
 		t.Errorf("without the second volume's blob: %v", err)
 	}
+	s.client.Any = true
+	if result, err = s.client.Fetch(t.Context()); err != nil || len(result.Passphrases) != 1 || !bytes.Equal(result.Passphrases[testUUID], s.passphrase) {
+		t.Errorf("any, without the second volume's blob: %v", err)
+	}
+	s.sources[0].blobs = [][]byte{[]byte("damaged")}
+	if _, err := s.client.Fetch(t.Context()); !errors.Is(err, ErrBlob) {
+		t.Errorf("any, without a blob: %v", err)
+	}
 }
 
 func TestAddresses(t *testing.T) {

@@ -84,15 +84,19 @@ func (t *tally) add(o outcome) (*Result, error) {
 	t.nonces[o.server.KeyID] = o.answer.Nonce
 	t.blobs = append(t.blobs, o.blobs...)
 	result := &Result{Passphrases: map[string][]byte{}, Nonces: t.nonces}
+	var incomplete error
 	for _, v := range t.client.Volumes {
-		passphrase, err := combine(t.blobs, v)
-		if err != nil {
-			result.Wipe()
-			return nil, t.verdict(err)
+		if passphrase, err := combine(t.blobs, v); err == nil {
+			result.Passphrases[v] = passphrase
+		} else if incomplete == nil {
+			incomplete = err
 		}
-		result.Passphrases[v] = passphrase
 	}
-	return result, nil
+	if incomplete == nil || t.client.Any && len(result.Passphrases) > 0 {
+		return result, nil
+	}
+	result.Wipe()
+	return nil, t.verdict(incomplete)
 }
 
 // verdict ends a gathering that cannot succeed any more: never while a server
