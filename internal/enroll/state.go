@@ -114,11 +114,8 @@ func (e *enrolment) volumeState(uuid string) VolumeState {
 			s.Slots = append(s.Slots, SlotState{known.slot.number, known.purpose, v.materialOf(known.slot)})
 		}
 	}
-	for _, other := range v.header.Slots {
-		if other.Bound && !j.has(other.Number) {
-			s.Others = append(s.Others, other.Number)
-		}
-	}
+	v.journal = j
+	s.Others = append(s.Others, v.others()...)
 	if err := e.matchesEnrolled(v.header); err != nil {
 		s.Problem = err.Error()
 	}

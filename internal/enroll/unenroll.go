@@ -13,6 +13,7 @@ import (
 	"mandos-escrow/internal/api"
 	"mandos-escrow/internal/config"
 	"mandos-escrow/internal/identity"
+	"mandos-escrow/luks"
 	"mandos-escrow/luks/cryptsetup"
 	"mandos-escrow/unlock"
 )
@@ -319,12 +320,26 @@ func (u *unenrolment) judge(ctx context.Context, v *leaving) error {
 		}
 	}
 	// A keyslot in doubt may be damage as well as somebody's passphrase: it is no way in, unless it is opened.
-	for _, s := range v.header.Slots {
-		if s.Bound && !j.has(s.Number) && v.keep < 0 {
-			v.keep = s.Number
-		}
+	if others := v.others(); len(others) > 0 {
+		v.keep = others[0]
 	}
 	return u.proveGiven(ctx, v)
+}
+
+// others are the keyslots that open the volume and are not ours: they stand in
+// no journal, and no token says that an enrolment made them whose journal is not
+// here, such as that of a system that was here before. No person knows the
+// passphrase of those.
+func (v *volume) others() (numbers []int) {
+	marked := func(number int) bool {
+		return slices.ContainsFunc(v.header.Tokens, func(t luks.Token) bool { return t.Type == TokenType && slices.Contains(t.Keyslots, number) })
+	}
+	for _, s := range v.header.Slots {
+		if s.Bound && !v.journal.has(s.Number) && !marked(s.Number) {
+			numbers = append(numbers, s.Number)
+		}
+	}
+	return numbers
 }
 
 func (v *leaving) removes(number int) bool {

@@ -244,6 +244,38 @@ func TestLastWayInRefused(t *testing.T) {
 	}
 }
 
+// TestSlotsOfASystemBefore: the keyslots of an enrolment whose journal is gone, as
+// after the system was installed anew, are nobody's way in.
+func TestSlotsOfASystemBefore(t *testing.T) {
+	t.Parallel()
+	m, _, _ := enrolled(t, sharedSite(t), luks.Type2)
+	for _, folder := range []string{m.boot(), m.running()} {
+		if err := os.RemoveAll(folder); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.token = m.site.token(t)
+	j := m.job()
+	j.Remove = true
+	mustRun(t, j)
+	dev := m.disks[0]
+	killSlot(t, dev, m.fetch(t, 0), colleagueSlot)
+	state, err := Inspect(m.root)
+	if err != nil || len(state.Volumes) != 1 || len(state.Volumes[0].Others) != 0 {
+		t.Errorf("%+v, %v", state, err)
+	}
+	disk := image(t, dev)
+	if _, err := unenroll(t, m.leave()); !errors.Is(err, ErrLastWay) || image(t, dev) != disk {
+		t.Fatalf("got %v", err)
+	}
+	out := m.leave()
+	out.New, out.Cryptsetup = next, quick(t)
+	r := mustUnenroll(t, out)
+	if !opens(t, dev, next, r.Volumes[0].NewSlot) {
+		t.Errorf("%+v", r)
+	}
+}
+
 func spoil(t *testing.T, path string, at int64) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
