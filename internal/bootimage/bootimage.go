@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -127,18 +128,14 @@ func (s *System) withoutSystemd() string {
 	if !s.exists("usr/lib/systemd/systemd") && !s.exists("lib/systemd/systemd") {
 		return "systemd is not installed"
 	}
-	if found, err := filepath.Glob(s.path("usr/lib/dracut/modules.d/*systemd-initrd")); err != nil || len(found) == 0 {
+	if len(s.glob("usr/lib/dracut/modules.d/*systemd-initrd")) == 0 {
 		return "dracut's module systemd-initrd is missing"
 	}
 	for _, pattern := range []string{"etc/dracut.conf", "etc/dracut.conf.d/*.conf", "usr/lib/dracut/dracut.conf.d/*.conf"} {
-		files, err := filepath.Glob(s.path(pattern))
-		if err != nil {
-			return err.Error()
-		}
-		for _, file := range files {
-			text, err := os.ReadFile(file)
+		for _, file := range s.glob(pattern) {
+			text, err := s.read(file)
 			if m := omitted.FindSubmatch(text); err == nil && m != nil {
-				return fmt.Sprintf("%s omits %s", s.inside(file), m[1])
+				return fmt.Sprintf("/%s omits %s", file, m[1])
 			}
 		}
 	}
@@ -156,6 +153,15 @@ func (s *System) inside(path string) string {
 		return path
 	}
 	return "/" + rel
+}
+
+// glob returns what matches below the root, whose own name is no pattern.
+func (s *System) glob(pattern string) []string {
+	names, err := fs.Glob(os.DirFS(s.Root), pattern)
+	if err != nil {
+		return nil // the patterns are right
+	}
+	return names
 }
 
 func (s *System) exists(name string) bool {

@@ -27,7 +27,7 @@ var kernels = []string{"6.1.0-1", "6.1.0-2"}
 
 func newFake(t *testing.T, kind Kind) *fake {
 	t.Helper()
-	root := t.TempDir()
+	root := filepath.Join(t.TempDir(), "[new] root") // as somebody may call it
 	if err := os.CopyFS(root, os.DirFS("testdata/fake")); err != nil {
 		t.Fatal(err)
 	}

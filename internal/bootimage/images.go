@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -54,11 +53,7 @@ func (s *System) Images() ([]Image, error) {
 func (s *System) kernels() []string {
 	var versions []string
 	for _, pattern := range []string{"boot/vmlinuz-*", "boot/vmlinux-*", "lib/modules/*/vmlinuz", "boot/*/*/linux", "boot/efi/*/*/linux", "efi/*/*/linux"} {
-		found, err := filepath.Glob(s.path(pattern))
-		if err != nil {
-			continue // the patterns are right
-		}
-		for _, file := range found {
+		for _, file := range s.glob(pattern) {
 			version := path.Base(path.Dir(file))
 			if name, isFile := strings.CutPrefix(path.Base(file), "vmlinu"); isFile && len(name) > 2 {
 				version = name[2:] // z- or x-

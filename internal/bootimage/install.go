@@ -345,12 +345,8 @@ func (s *System) Installed() ([]string, error) {
 
 // packaged reports whether a package owns a file.
 func (s *System) packaged(ctx context.Context, name string) bool {
-	lists, err := filepath.Glob(s.path("var/lib/dpkg/info/mandos-escrow*.list"))
-	if err != nil {
-		return false
-	}
-	for _, list := range lists {
-		text, err := os.ReadFile(list)
+	for _, list := range s.glob("var/lib/dpkg/info/mandos-escrow*.list") {
+		text, err := s.read(list)
 		if err == nil && slices.Contains(strings.Split(string(text), "\n"), "/"+name) {
 			return true
 		}

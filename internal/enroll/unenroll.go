@@ -235,13 +235,15 @@ func (u *unenrolment) checkNames(uuids []string) error {
 
 // journals are the UUIDs of the volumes that have one.
 func (e *enrolment) journals() (uuids []string, err error) {
-	paths, err := filepath.Glob(e.journalPath("*"))
-	if err != nil {
+	entries, err := os.ReadDir(e.path(RunningFolder))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	for _, path := range paths {
-		uuid := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(path), "volume-"), ".journal")
-		uuids = append(uuids, uuid)
+	for _, entry := range entries {
+		name, ok := strings.CutPrefix(entry.Name(), "volume-")
+		if uuid, isJournal := strings.CutSuffix(name, ".journal"); ok && isJournal {
+			uuids = append(uuids, uuid)
+		}
 	}
 	return uuids, nil
 }

@@ -422,6 +422,22 @@ func TestVolumeElsewhere(t *testing.T) {
 	}
 }
 
+// TestStrangeRoot: a root with signs in its name that mean something in patterns.
+func TestStrangeRoot(t *testing.T) {
+	t.Parallel()
+	m, id, before := enrolled(t, sharedSite(t), luks.Type2)
+	strange := filepath.Join(t.TempDir(), "new [1]*")
+	if err := os.Rename(m.root, strange); err != nil {
+		t.Fatal(err)
+	}
+	m.root = strange
+	if state, err := Inspect(m.root); err != nil || len(state.Volumes) != 1 {
+		t.Errorf("%+v, %v", state, err)
+	}
+	mustUnenroll(t, m.leave())
+	m.gone(t, id, true, before, userSlot, colleagueSlot)
+}
+
 // TestFilesOfOthers: what an administrator put beside our files stays.
 func TestFilesOfOthers(t *testing.T) {
 	t.Parallel()
