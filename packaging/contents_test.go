@@ -143,7 +143,7 @@ func TestPackaged(t *testing.T) {
 		initrd.Program:          "../bin/mandos-escrow-unlock",
 		"usr/lib/systemd/system/mandos-escrow.service":             "systemd/mandos-escrow.service",
 		"usr/lib/systemd/system/mandos-escrow-agent.service":       "systemd/mandos-escrow-agent.service",
-		"usr/lib/dracut/modules.d/60mandos-escrow/module-setup.sh": "../initrd/dracut/60mandos-escrow/module-setup.sh",
+		"usr/lib/dracut/modules.d/95mandos-escrow/module-setup.sh": "../initrd/dracut/95mandos-escrow/module-setup.sh",
 	} {
 		got, err := os.ReadFile(filepath.Join(root, packaged))
 		if err != nil {

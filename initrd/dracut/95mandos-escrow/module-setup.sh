@@ -1,7 +1,9 @@
 #!/bin/bash
 # Puts the boot program and this machine's boot identity into the image, whether
 # it is made for this host only or not: the identity is one machine's anyway.
-# dracut.modules(7) has the rules.
+# dracut.modules(7) has the rules. Modules are installed in the order of their
+# numbers: crypt comes before, because in an image for this host only it writes
+# the crypttab that is added to anew.
 
 config=/etc/mandos-escrow
 program=/usr/lib/mandos-escrow/mandos-escrow-unlock
@@ -57,6 +59,16 @@ uuid_of() {
     esac
 }
 
+# Whether the image's crypttab has a mapping of that name.
+listed() {
+    local name rest
+    [[ -e $initdir/etc/crypttab ]] || return 1
+    while read -r name rest || [[ $name ]]; do
+        [[ $name == "$1" ]] && return 0
+    done < "$initdir/etc/crypttab"
+    return 1
+}
+
 # Enrolled volumes are opened in the image, where their questions are answered,
 # also those that dracut leaves to the running system.
 add_volumes() {
@@ -67,7 +79,7 @@ add_volumes() {
         [[ ! $key || $key == none || $key == - ]] || continue
         uuid=$(uuid_of "$source") && [[ $uuid ]] || continue
         grep -Fxq "volume-uuid: $uuid" "$dracutsysrootdir$config/unlock.conf" || continue
-        grep -q "^${name}[[:space:]]" "$initdir/etc/crypttab" 2> /dev/null && continue
+        listed "$name" && continue
         echo "$name UUID=$uuid none ${options:-luks}" >> "$initdir/etc/crypttab"
     done < "$dracutsysrootdir/etc/crypttab"
     mark_hostonly /etc/crypttab
