@@ -6,26 +6,23 @@ import (
 	"slices"
 )
 
-// sameProgram reports whether two files are the same program: the same bytes, or,
-// because dracut strips what it installs, the same of all that is loaded to run.
-func sameProgram(a, b []byte) bool {
-	if bytes.Equal(a, b) {
+// sameProgram reports whether what was found in an image is the program that is
+// installed: the same bytes, or, because dracut strips what it installs, the same
+// of all that is loaded to run.
+func sameProgram(found, program []byte) bool {
+	if bytes.Equal(found, program) {
 		return true
 	}
-	left, right := loaded(a), loaded(b)
+	left, right := loaded(found), loaded(program)
 	if left == nil || right == nil {
 		return false
 	}
 	// Go's linker puts the table of sections, which nobody reads to run a
-	// program, into the first segment; strip moves it out of there.
-	table := left.table
-	if table.end <= table.start {
-		table = right.table
-	}
+	// program, into the first segment; strip moves it out of there. Where the
+	// table of what was found lies counts for nothing: it could lie over anything.
 	for _, p := range []*image{left, right} {
 		for i := range p.segments {
-			p.segments[i].clear(table)
-			p.segments[i].clear(p.table)
+			p.segments[i].clear(right.table)
 		}
 	}
 	return left.entry == right.entry && slices.EqualFunc(left.segments, right.segments, segment.equal)
