@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"mandos-escrow/luks"
 	"mandos-escrow/unlock"
 )
 
@@ -214,6 +215,24 @@ func TestCheckMapped(t *testing.T) {
 				t.Errorf("shows the key: %v, %s", err, said)
 			}
 		})
+	}
+}
+
+// TestExpensiveKeyslot: somebody added a keyslot that takes long. Its volume is not
+// opened unattended, but boots.
+func TestExpensiveKeyslot(t *testing.T) {
+	m, f, check := mapped(t)
+	v := format(t, m.disk(0), "--type", "luks1")
+	m.config.Volumes[0] = v
+	m.open("root", v.UUID)
+	f.targets[0].params = fmt.Appendf(nil, "%s %s 0 8:3 %d", v.Cipher, strings.Repeat("0", v.KeyBits/4), v.Offset/512)
+	const keyslot1 = 208 + 48
+	patch(t, m.disk(0), keyslot1, "\x00\xac\x71\xf3\xff\xff\xff\xff") // active, 2^32-1 iterations
+	if _, err := compare(m.disk(0), v); !errors.Is(err, luks.ErrTooExpensive) || !errors.Is(err, ErrMismatch) {
+		t.Errorf("before: %v", err)
+	}
+	if err := check.check(m.config.Volumes); err != nil || len(f.removed) != 0 {
+		t.Errorf("%v, removed %v, says %s", err, f.removed, m.console())
 	}
 }
 

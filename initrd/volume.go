@@ -152,7 +152,11 @@ func claimedUUID(path string) string {
 
 // compare reads one header; same says that it has the volume's UUID.
 func compare(path string, v unlock.Volume) (same bool, err error) {
-	h, err := luks.ReadFileWithin(path, luks.AnyMemory)
+	return compareWithin(path, v, luks.AnyMemory)
+}
+
+func compareWithin(path string, v unlock.Volume, memory int64) (same bool, err error) {
+	h, err := luks.ReadFileWithin(path, memory)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return false, fmt.Errorf("%w: %s", ErrNotFound, v.UUID)

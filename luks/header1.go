@@ -40,7 +40,7 @@ type phdrSlot struct {
 	Stripes    uint32
 }
 
-func read1(b *budget) (*Header, error) {
+func read1(b *budget, memory int64) (*Header, error) {
 	raw, err := b.bytes(0, header1Size)
 	if err != nil {
 		return nil, err
@@ -62,7 +62,7 @@ func read1(b *budget) (*Header, error) {
 	if err := h.areas1(&p); err != nil {
 		return nil, err
 	}
-	if err := h.slots1(&p); err != nil {
+	if err := h.slots1(&p, memory); err != nil {
 		return nil, err
 	}
 	if err := h.checkData(b.size); err != nil {
@@ -117,7 +117,7 @@ func (h *Header) areas1(p *phdr) error {
 	return checkAreas(span{roundUp(header1Size, sector), end}, names, areas)
 }
 
-func (h *Header) slots1(p *phdr) error {
+func (h *Header) slots1(p *phdr, memory int64) error {
 	for i, s := range p.Slots {
 		where := fmt.Sprintf("keyslot %d", i)
 		switch s.Active {
@@ -133,7 +133,7 @@ func (h *Header) slots1(p *phdr) error {
 			Cipher: h.Cipher, CipherBits: h.KeyBits,
 			Offset: int64(s.Offset) * sector, Size: roundUp(int64(p.KeyBytes)*stripes, sector),
 		}
-		if err := checkKDF(where, slot.KDF, 0); err != nil {
+		if err := checkKDF(where, slot.KDF, memory); err != nil {
 			return err
 		}
 		h.Slots = append(h.Slots, slot)

@@ -146,6 +146,26 @@ func TestAnyMemory(t *testing.T) {
 	}
 }
 
+// TestAnyCost: what a keyslot costs is let through, and nothing else.
+func TestAnyCost(t *testing.T) {
+	for name, c := range map[string]struct {
+		change map[string]any
+		want   error
+	}{
+		"memory":           {map[string]any{"keyslots.0.kdf.memory": 1<<32 - 1}, nil},
+		"passes":           {map[string]any{"keyslots.0.kdf.time": 1<<32 - 1}, nil},
+		"no pass":          {map[string]any{"keyslots.0.kdf.time": 0}, ErrDamaged},
+		"the digest's":     {map[string]any{"digests.0.iterations": MaxDigestIterations + 1}, ErrTooExpensive},
+		"an unknown KDF":   {map[string]any{"keyslots.0.kdf.type": "argon3"}, ErrUnsupported},
+		"a null cipher":    {map[string]any{"segments.0.encryption": "cipher_null-ecb"}, ErrUnsupported},
+		"nothing that was": {nil, nil},
+	} {
+		if _, err := ReadWithin(volume{edited(t, c.change)}, seedSize, AnyCost); !errors.Is(err, c.want) {
+			t.Errorf("%s: got %v, want %v", name, err, c.want)
+		}
+	}
+}
+
 func TestHostileDigest(t *testing.T) {
 	unbound := member(t, "digests.0")
 	unbound["segments"] = []string{}

@@ -20,7 +20,7 @@ func Read(r io.ReaderAt, size int64) (*Header, error) {
 }
 
 // ReadWithin is Read for a machine with that many bytes of free memory. A caller that derives no key passes AnyMemory, and is
-// not disturbed by a machine that is short of memory for a moment.
+// not disturbed by a machine that is short of memory for a moment; AnyCost where nobody will derive one because of what is read.
 func ReadWithin(r io.ReaderAt, size, memory int64) (*Header, error) {
 	b := &budget{r: r, size: size, left: MaxRead, until: time.Now().Add(readTime)}
 	if size < header1Size {
@@ -32,7 +32,7 @@ func ReadWithin(r io.ReaderAt, size, memory int64) (*Header, error) {
 	}
 	switch {
 	case bytes.Equal(head, []byte("LUKS\xba\xbe\x00\x01")):
-		return read1(b)
+		return read1(b, memory)
 	case bytes.HasPrefix(head, []byte("LUKS\xde\xad")):
 		return nil, fmt.Errorf("%w: offline re-encryption (cryptsetup-reencrypt) was not finished", ErrRequirement)
 	case bytes.HasPrefix(head, primaryMagic) && !bytes.Equal(head[6:], []byte{0, 2}):
