@@ -57,7 +57,8 @@ func (s *System) inspect(ctx context.Context, image *Image, lock *os.File) error
 	fault := func(format string, args ...any) {
 		image.Faults = append(image.Faults, fmt.Errorf("%s: %w", image.Path, fmt.Errorf(format, args...)))
 	}
-	if image.Mode&0o077 != 0 {
+	// Without an enrolment an image holds nothing of ours, and may be everybody's: UMASK goes with our files.
+	if s.enrolled() && image.Mode&0o077 != 0 {
 		fault("%w (mode %04o); chmod 600 it, or, where it lies on FAT, mount that with the option umask=0077", ErrReadable, image.Mode)
 	}
 	if err := s.lookInto(ctx, image, lock, fault); err != nil {
@@ -153,10 +154,12 @@ func (s *System) unpack(ctx context.Context, image *Image, dir string, lock *os.
 	return os.OpenRoot(parts)
 }
 
+func (s *System) enrolled() bool { return s.exists(path.Join(config.BootFolder, unlock.ConfigFile)) }
+
 // compare returns what is wrong with an unpacked image. On a machine that is not
 // enrolled any more an image may hold nothing of ours.
 func (s *System) compare(tree *os.Root) (faults []error, err error) {
-	enrolled := s.exists(path.Join(config.BootFolder, unlock.ConfigFile))
+	enrolled := s.enrolled()
 	if enrolled {
 		program, err := s.read(initrd.Program)
 		if err != nil {
