@@ -179,10 +179,14 @@ func readCrypttab(root string) (lines []crypttabLine, err error) {
 	return lines, nil
 }
 
+// uuid is what the line names its volume by, if it is a UUID.
+func (l crypttabLine) uuid() string {
+	return strings.Trim(strings.TrimPrefix(strings.TrimPrefix(l.source, "UUID="), "/dev/disk/by-uuid/"), `"`)
+}
+
 // names reports whether the line is about a volume.
 func (l crypttabLine) names(v enroll.VolumeState) bool {
-	source := strings.Trim(strings.TrimPrefix(strings.TrimPrefix(l.source, "UUID="), "/dev/disk/by-uuid/"), `"`)
-	if strings.EqualFold(source, v.UUID) {
+	if strings.EqualFold(l.uuid(), v.UUID) {
 		return true
 	}
 	real, err := filepath.EvalSymlinks(l.source)
@@ -221,6 +225,12 @@ func checkCrypttab(root string, s machineStatus) (findings []finding) {
 			continue
 		}
 		findings = append(findings, checkCrypttabLine(lines[i])...)
+		if l := lines[i]; !strings.EqualFold(l.uuid(), v.UUID) {
+			findings = append(findings, finding{
+				warning, "/etc/crypttab: " + l.name + " is " + l.source + ": another volume that has that name would be opened in its place, and mounted without a comparison",
+				"write UUID=" + v.UUID + " in its place, then make the boot image anew",
+			})
+		}
 	}
 	return append(findings, checkResume(root, lines, s)...)
 }

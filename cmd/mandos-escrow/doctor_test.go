@@ -91,7 +91,7 @@ func TestCrypttab(t *testing.T) {
 		"data UUID=" + strings.ToUpper(uuid): "",
 		`data UUID="` + uuid + `" none`:      "",
 		"data /dev/disk/by-uuid/" + uuid + " - x":  "",
-		"data /dev/nosuch none luks,discard":       "",
+		"data /dev/nosuch none luks,discard":       "data is /dev/nosuch",
 		"data UUID=" + uuid + " none luks,noauto":  "noauto",
 		"data UUID=" + uuid + " none keyscript=/x": "keyscript=/x",
 		"data UUID=" + uuid + " /etc/key luks":     "/etc/key",
