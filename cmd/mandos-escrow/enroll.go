@@ -110,8 +110,8 @@ func runEnroll(ctx context.Context, g *globals, o enrollOptions) error {
 	if !o.test { // otherwise they are printed with the checks
 		err = errors.Join(err, printResults(g, results))
 	}
-	if err == nil && !o.noBoot && !o.noImage {
-		err = setUpImage(ctx, g, o.root)
+	if err == nil && !o.noImage {
+		err = updateImage(ctx, g, o)
 	}
 	switch {
 	case o.test && err == nil:

@@ -4,9 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
 
+	"mandos-escrow/initrd"
 	"mandos-escrow/internal/bootimage"
+	"mandos-escrow/internal/config"
 	"mandos-escrow/internal/enroll"
+	"mandos-escrow/unlock"
 )
 
 // detectSystem is replaced in tests, whose systems need no chroot.
@@ -32,6 +38,28 @@ func setUpImage(ctx context.Context, g *globals, root string) error {
 		g.say("%s holds the boot program", image.Path)
 	}
 	return nil
+}
+
+// updateImage sees to it that the images hold what is enrolled now: also without
+// the boot identity, when the last volume that booted unattended does so no more.
+func updateImage(ctx context.Context, g *globals, o enrollOptions) error {
+	_, err := os.Lstat(filepath.Join(o.root, config.BootFolder, unlock.ConfigFile))
+	if !o.noBoot || err == nil {
+		return setUpImage(ctx, g, o.root)
+	}
+	s, unknown := detectSystem(o.root)
+	if _, missing := os.Lstat(filepath.Join(o.root, initrd.Program)); unknown != nil || missing != nil {
+		return nil // there is no image of ours
+	}
+	images, err := s.Inspect(ctx)
+	if err != nil {
+		g.warn("whether a boot image still holds the boot identity was not found out: " + safe(err.Error()))
+		return nil
+	}
+	if !slices.ContainsFunc(images, func(i bootimage.Image) bool { return errors.Is(i.Err, bootimage.ErrForbidden) }) {
+		return nil
+	}
+	return takeOutOfImages(ctx, g, o.root)
 }
 
 // progress tells what is done, or what a program of the system says.
