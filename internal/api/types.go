@@ -75,7 +75,8 @@ type Enroll struct {
 // Enrolled is the reply to Enroll.
 type Enrolled struct {
 	Policy
-	Namesakes int `json:"namesakes"` // other machines of the same name
+	Namesakes int    `json:"namesakes"`          // other machines of the same name
+	Disabled  string `json:"disabled,omitempty"` // why it stays disabled: somebody did that, or it took itself back; empty: it does not
 }
 
 // MachineVolume is what a server holds of one volume of the calling machine.

@@ -75,6 +75,9 @@ func (e *enrolment) register(ctx context.Context) (err error) {
 	if shown.Namesakes > 0 {
 		e.Progress("warning: %s knows %d other machines named %s; tell them apart by key ID, or rename one with `mandos-escrow machine set KEY-ID --name NAME`", mine.Name, shown.Namesakes, e.name)
 	}
+	if shown.Disabled != "" && !e.NoBoot {
+		e.Progress("warning: %s has this machine disabled (%s), and enrolling does not change that: it boots unattended after `mandos-escrow machine enable %s` there", mine.Name, shown.Disabled, e.boot.Key.KeyID())
+	}
 	e.Progress("registered %s at %s", e.name, mine.Name)
 	e.Checkpoint("registered")
 	return nil

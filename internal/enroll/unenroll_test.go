@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"mandos-escrow/escrow"
@@ -419,6 +420,34 @@ func TestVolumeElsewhere(t *testing.T) {
 	r := mustUnenroll(t, j)
 	if len(r.Volumes) != 2 || !r.Volumes[0].Given && !r.Volumes[1].Given || len(header(t, lost.disks[0]).Slots) != 2 || exists(lost.running()) {
 		t.Errorf("%+v", r)
+	}
+}
+
+// TestEnrollAfterHalf: who changes their mind after an interrupted unenrolment is
+// told that the machine stays disabled.
+func TestEnrollAfterHalf(t *testing.T) {
+	t.Parallel()
+	m, id, _ := enrolled(t, sharedSite(t), luks.Type2)
+	j := m.leave()
+	j.Kill = 1 // the servers were told
+	if steps, killed := runKilled(t, j); !killed || steps[0] != "told the servers" {
+		t.Fatalf("%v, %t", steps, killed)
+	}
+	o, err := m.job().options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	o.Progress = func(format string, args ...any) { said = append(said, sprint(format, args)) }
+	if _, err := Run(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	if r := m.state(t, id); r.Enabled || r.DisabledBecause != unlock.SelfUnenrolled {
+		t.Errorf("%+v", r)
+	}
+	want := "srv1 has this machine disabled (" + unlock.SelfUnenrolled + ")"
+	if text := strings.Join(said, "\n"); strings.Count(text, want) != 1 || !strings.Contains(text, "machine enable "+string(id)) {
+		t.Errorf("it says %s", text)
 	}
 }
 

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"slices"
@@ -52,8 +53,24 @@ func (s *Server) enroll(c call) (any, error) {
 		if out.Namesakes, err = namesakes(tx, reg); err != nil {
 			return err
 		}
+		if out.Disabled, err = staysDisabled(tx, reg.Boot.KeyID()); err != nil {
+			return err
+		}
 		return s.register(tx, c, reg, used)
 	})
+}
+
+// staysDisabled is why a machine is disabled that no enrolment enables; empty: it
+// is new, or enabled, or becomes so.
+func staysDisabled(tx *store.Tx, id identity.KeyID) (string, error) {
+	m, err := tx.Machine(id)
+	if errors.Is(err, store.ErrNotFound) {
+		return "", nil
+	}
+	if err != nil || m.Enabled || m.DisabledBecause == notEnrolled {
+		return "", err
+	}
+	return cmp.Or(m.DisabledBecause, "disabled"), nil
 }
 
 // namesakes counts the other machines that have a machine's name: it is a
