@@ -115,3 +115,35 @@ func TestHookAddsVolumes(t *testing.T) {
 		t.Error("a name was run")
 	}
 }
+
+// TestCheckScript: the check's exit codes 0 and 5 let the boot go on, every other
+// one stops it, again after each shell that an administrator leaves.
+func TestCheckScript(t *testing.T) {
+	script, err := os.ReadFile("initramfs-tools/scripts/local-premount/mandos-escrow")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"functions": "panic() { echo panic; }\n", "unlock.conf": "",
+		"check": "#!/bin/sh\necho run >>runs\nexit $(sed -n \"$(grep -c . runs)p\" codes)\n", // the next of the codes
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	here := strings.NewReplacer("/scripts/functions", "./functions", "/etc/mandos-escrow/unlock.conf", "unlock.conf",
+		"/usr/lib/mandos-escrow/mandos-escrow-unlock --check-mapped", "./check").Replace(string(script))
+	for codes, want := range map[string]string{"0": "", "5": "", "4\n0": "panic\n", "1\n4\n5": "panic\npanic\n"} {
+		for name, text := range map[string]string{"codes": codes + "\n", "runs": ""} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cmd := exec.Command("sh", "-c", here)
+		cmd.Dir = dir
+		if out, err := cmd.CombinedOutput(); err != nil || string(out) != want {
+			t.Errorf("%q: %v, %q, want %q", codes, err, out, want)
+		}
+	}
+}
