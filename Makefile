@@ -14,7 +14,7 @@ FUZZTIME := 30s
 export GOFLAGS += -buildvcs=false
 
 .NOTPARALLEL:
-.PHONY: build demo test setup unit race e2e packages vm lint fmt fuzz bench bench-boot man clean
+.PHONY: build demo test setup unit race e2e packages vm vm-all lint fmt fuzz bench bench-boot man clean
 
 # The boot program, which waits for a network, is 7 % smaller without inlining,
 # and 2 % more with functions closer together.
@@ -37,7 +37,7 @@ setup:
 unit:
 	@test/setup.sh unit
 	go vet ./...
-	go vet -tags vm,packages ./testvm ./packaging
+	go vet -tags vm,vmall,packages ./testvm ./packaging
 	go test -count=1 ./...
 
 race:
@@ -63,6 +63,12 @@ packages: build $(NFPM)
 vm: packages
 	@test/setup.sh vm
 	go test ./packaging ./testvm -tags vm -p 1 -count=1 -v -timeout 30m
+
+# Also the boots and attacks that take minutes each.
+vm-all: packages
+	@test/setup.sh vm
+	go test ./packaging ./testvm -tags vm,vmall -p 1 -count=1 -v -timeout 90m
+	@echo 'vm: ok'
 
 lint: $(LINT)
 	@test/setup.sh lint

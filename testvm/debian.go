@@ -3,7 +3,6 @@ package testvm
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,33 +14,27 @@ import (
 // the program that makes its initramfs.
 type System struct {
 	Name     string   // in the name of the cached file
+	Prompt   string   // what the console shows last when it asks for a passphrase
 	Packages []string // beside the essential ones and the kernel
-	Conf     string   // text of /etc/dracut.conf.d/testvm.conf; empty: no such file
 }
 
 // The two systems that a machine's owner may have.
 var (
 	InitramfsTools = System{
-		Name: "initramfs-tools",
+		Name:   "initramfs-tools",
+		Prompt: "Please unlock disk ",
 		Packages: []string{
 			"systemd-sysv", "udev", "dbus", "cryptsetup-initramfs", "initramfs-tools", "busybox", "iproute2", "zstd",
 		},
 	}
-	// A chroot has none of a machine's devices, so dracut is told which of its
-	// modules are wanted. Left to itself it takes network file systems and
-	// takes three times as long.
 	Dracut = System{
 		Name:     "dracut",
+		Prompt:   "(press TAB for no echo)",
 		Packages: []string{"systemd-sysv", "udev", "dbus", "cryptsetup", "dracut", "iproute2", "zstd"},
-		Conf: `hostonly="no"
-early_microcode="no"
-compress="zstd"
-dracutmodules+=" base systemd systemd-initrd systemd-ask-password systemd-udevd dracut-systemd udev-rules rootfs-block fs-lib kernel-modules dm crypt shutdown usrmount "
-`,
 	}
 )
 
-// excluded is what no test looks at: half of a small system's files.
+// excluded is what no test looks at.
 var excluded = []string{"/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/i18n/*", "/usr/share/zoneinfo/*"}
 
 // FindSystem returns the tar file of a system's root, made by mmdebstrap from
@@ -58,7 +51,7 @@ func FindSystem(ctx context.Context, cache string, system System) (string, error
 	}
 	packages = append(packages, system.Packages...)
 	year, week := time.Now().UTC().ISOWeek()
-	key := fmt.Sprintf("%q", []any{suite, packages, excluded, system.Conf, year, week})
+	key := fmt.Sprintf("%q", []any{suite, packages, excluded, year, week})
 	name := fmt.Sprintf("root-%s-%x.tar", system.Name, sha256.Sum256([]byte(key)))
 	file := filepath.Join(cache, name)
 	if _, err := os.Stat(file); err == nil {
@@ -73,7 +66,7 @@ func FindSystem(ctx context.Context, cache string, system System) (string, error
 		return "", fmt.Errorf("testvm: root cache: %w", err)
 	}
 	defer func() { _ = os.RemoveAll(part) }()
-	if err := system.bootstrap(ctx, part, suite, packages); err != nil {
+	if err := bootstrap(ctx, part, suite, packages); err != nil {
 		return "", err
 	}
 	if err := os.Rename(filepath.Join(part, "root.tar"), file); err != nil {
@@ -87,17 +80,12 @@ func FindSystem(ctx context.Context, cache string, system System) (string, error
 }
 
 // bootstrap makes root.tar in dir, with the host's settings for downloading.
-func (s System) bootstrap(ctx context.Context, dir, suite string, packages []string) error {
+func bootstrap(ctx context.Context, dir, suite string, packages []string) error {
 	settings, err := run(ctx, "", nil, "apt-config", "dump", "Acquire")
 	if err != nil {
 		return err
 	}
-	write := func(name, text string) {
-		err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
-	}
-	write("apt.conf", string(settings))
-	write("dracut.conf", s.Conf)
-	if err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "apt.conf"), settings, 0o644); err != nil {
 		return fmt.Errorf("testvm: root: %w", err)
 	}
 	argv := []string{
@@ -106,11 +94,6 @@ func (s System) bootstrap(ctx context.Context, dir, suite string, packages []str
 	}
 	for _, path := range excluded {
 		argv = append(argv, "--dpkgopt=path-exclude="+path)
-	}
-	if s.Conf != "" {
-		// Before the packages: theirs already make an image.
-		argv = append(argv, "--essential-hook=mkdir -p \"$1/etc/dracut.conf.d\"",
-			"--essential-hook=copy-in "+dir+"/dracut.conf /etc/dracut.conf.d")
 	}
 	argv = append(argv, suite, "root.tar")
 	sources := []string{"/etc/apt/sources.list"}

@@ -8,9 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
+	"testing"
 	"time"
 )
 
@@ -36,11 +36,12 @@ func findSystem(system System) (string, error) {
 // debian is a Debian machine of a site, enrolled from inside of its root.
 type debian struct {
 	*site
-	name  string
-	tree  *Tree
-	port  *Port
-	disks []string // image files; the first has the root
-	uuids []string // of their volumes
+	name   string
+	prompt string // what its console shows last when it asks
+	tree   *Tree
+	port   *Port
+	disks  []string // image files; the first has the root
+	uuids  []string // of their volumes
 }
 
 // newDebian makes a machine with an encrypted root and as many more encrypted
@@ -51,7 +52,7 @@ func (s *site) newDebian(name string, system System, moreDisks int) *debian {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	d := &debian{site: s, name: name}
+	d := &debian{site: s, name: name, prompt: system.Prompt}
 	if d.tree, err = Unpack(s.t.Context(), tar, s.path(name), s.marker); err != nil {
 		s.t.Fatal(err)
 	}
@@ -158,54 +159,59 @@ func (d *debian) finish() {
 	d.mustNotHoldMarker(d.disks[0])
 }
 
-// boot starts the machine, with its disks or these.
-func (d *debian) boot(words []string, disks ...string) *Machine {
+// in is the same machine for a part of its test.
+func (d *debian) in(t *testing.T) *debian {
+	part, s := *d, *d.site
+	part.site, s.t = &s, t
+	return &part
+}
+
+// staticAddress is the kernel's word for this machine's own IPv4 address.
+func (d *debian) staticAddress() string {
+	return "ip=" + d.port.Addr.Addr().String() + ":::255.255.255.0::"
+}
+
+// noSystem has the machine's last program started in place of systemd: what
+// happened before is proved, in half of the time.
+const noSystem = "init=/usr/local/sbin/testvm-report"
+
+// boot starts the machine, from its own disks, with these words on the kernel
+// command line.
+func (d *debian) boot(words ...string) *Machine {
 	d.t.Helper()
-	if disks == nil {
-		disks = slices.Clone(d.disks)
-	}
-	for n := range disks {
-		disks[n] = d.path(disks[n])
-	}
+	return d.bootFrom(d.disks, words...)
+}
+
+// bootFrom is boot with other disks.
+func (d *debian) bootFrom(disks []string, words ...string) *Machine {
+	d.t.Helper()
 	m := &Machine{
 		Kernel: d.tree.Kernel.Image,
 		Initrd: d.tree.Initrd(),
-		Disks:  disks,
 		Memory: 1024,
 		Port:   d.port,
 		Append: append([]string{"root=/dev/mapper/root", "ro"}, words...),
+	}
+	for _, disk := range disks {
+		m.Disks = append(m.Disks, d.path(disk))
 	}
 	d.start(m)
 	return m
 }
 
-// mustReachMultiUser waits until systemd on the encrypted root has reached
-// multi-user.target, with this boot's root on that volume.
-func (d *debian) mustReachMultiUser(m *Machine) {
+// mustReachRoot waits until the last program of the boot has run, from this
+// volume.
+func (d *debian) mustReachRoot(m *Machine) {
 	d.t.Helper()
 	mapping := "CRYPT-LUKS2-" + strings.ReplaceAll(d.uuids[0], "-", "") + "-root"
 	d.mustEndWith(m, "testvm: root on "+mapping+"\ntestvm: marker "+d.marker+"\n")
 }
 
-// answerPrompt types the user's passphrase when the console asks.
-func (d *debian) answerPrompt(m *Machine, prompt string) {
-	d.t.Helper()
-	ctx, cancel := context.WithTimeout(d.t.Context(), bootLimit)
-	defer cancel()
-	if err := m.WaitFor(ctx, prompt); err != nil {
-		d.t.Fatal(err)
-	}
-	if err := m.Type(string(d.passphrase)); err != nil {
-		d.t.Fatal(err)
-	}
-}
-
-// mustReport checks what the boot program left in /run of its volumes, the root
-// first: it is for root only, and says nothing else.
+// mustReport checks what the boot program left in /run about its volumes, the
+// root first, and that only root may read it.
 func (d *debian) mustReport(m *Machine, outcomes ...string) {
 	d.t.Helper()
-	text := m.Console.String()
-	_, report, ok := strings.Cut(text, "testvm: -rw------- /run/mandos-escrow/boot: ")
+	_, report, ok := strings.Cut(m.Console.String(), "testvm: -rw------- /run/mandos-escrow/boot: ")
 	if !ok {
 		d.t.Fatal("no report, or others may read it")
 	}
@@ -215,5 +221,66 @@ func (d *debian) mustReport(m *Machine, outcomes ...string) {
 		if !strings.Contains(report, want) {
 			d.t.Errorf("the report does not say %q: %s", want, report)
 		}
+	}
+}
+
+// mustSay waits until the console shows one of the texts.
+func (d *debian) mustSay(m *Machine, texts ...string) {
+	d.t.Helper()
+	ctx, cancel := context.WithTimeout(d.t.Context(), bootLimit)
+	defer cancel()
+	if err := m.WaitFor(ctx, texts...); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// mustNotAnswer shows that the boot program has handed over no passphrase.
+func (d *debian) mustNotAnswer(m *Machine) {
+	d.t.Helper()
+	d.mustBeLocked(m)
+	if m.Console.Contains("handed over") {
+		d.t.Fatal("the boot program handed a passphrase over")
+	}
+}
+
+// answerPrompt types the user's passphrase when the console asks the nth time.
+func (d *debian) answerPrompt(m *Machine, n int) {
+	d.t.Helper()
+	d.typeAt(m, n, string(d.passphrase))
+}
+
+func (d *debian) typeAt(m *Machine, n int, line string) {
+	d.t.Helper()
+	ctx, cancel := context.WithTimeout(d.t.Context(), bootLimit)
+	defer cancel()
+	if err := m.WaitForCount(ctx, n, d.prompt); err != nil {
+		d.t.Fatal(err)
+	}
+	// Like a person: the prompt is written before the echo is turned off.
+	time.Sleep(2 * time.Second)
+	if err := m.Type(line); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// copyDisk makes a copy of the root's disk.
+func (d *debian) copyDisk(name string) {
+	d.t.Helper()
+	if _, err := run(d.t.Context(), d.dir, nil, "cp", "--sparse=always", d.disks[0], name); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// mustBeAsFound shows that the boot program has ended, and left no address on
+// the network card and the card not up.
+func (d *debian) mustBeAsFound(m *Machine) {
+	d.t.Helper()
+	if m.Console.Contains("testvm: the boot program still runs") {
+		d.t.Error("the boot program outlives the boot image")
+	}
+	_, network, _ := strings.Cut(m.Console.String(), "testvm: network ")
+	network, _, _ = strings.Cut(network, "\n")
+	if fields := strings.Fields(network); len(fields) != 2 || fields[1] != "DOWN" {
+		d.t.Errorf("the network was not left as it was found: %q", network)
 	}
 }

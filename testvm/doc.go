@@ -41,7 +41,7 @@ func CheckHost() error {
 	return nil
 }
 
-// CacheDir is the folder that unpacked kernels are kept in:
+// CacheDir is the folder that unpacked kernels and Debian roots are kept in:
 // $MANDOS_ESCROW_TESTVM_CACHE, or mandos-escrow/testvm in the user's cache
 // folder. Nothing in it is secret and all of it may be deleted.
 func CacheDir() (string, error) {

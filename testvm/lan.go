@@ -102,6 +102,37 @@ func (l *LAN) ServerCommand(ctx context.Context, argv ...string) *exec.Cmd {
 	return inNamespace(ctx, l.servers, argv...)
 }
 
+// Swallow makes the network take every packet for addr, an address of the
+// guests' own network, and answer none: neither a refusal nor a missing host.
+func (l *LAN) Swallow(ctx context.Context, addr netip.Addr) error {
+	for _, command := range []string{
+		"-n " + l.servers + " link add swallow type bridge", // without a port
+		"-n " + l.servers + " link set swallow up",
+		"-n " + l.servers + " route add " + addr.String() + " dev swallow",
+		// The servers' side answers for the address, and forwards to nobody.
+		"netns exec " + l.servers + " sysctl -q -w net.ipv4.ip_forward=1 net.ipv4.conf.eth0.proxy_arp=1",
+	} {
+		if err := ip(ctx, command); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Swallowed returns how many packets Swallow took.
+func (l *LAN) Swallowed(ctx context.Context) (int, error) {
+	out, err := run(ctx, "", nil, "ip", "netns", "exec", l.servers, "cat", "/sys/class/net/swallow/statistics/tx_packets")
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(out)))
+}
+
+// WithoutIPv4 takes the servers' IPv4 address away: only link-local IPv6 is left.
+func (l *LAN) WithoutIPv4(ctx context.Context) error {
+	return ip(ctx, "-4 -n "+l.servers+" address flush dev eth0")
+}
+
 // Counter returns a TCP counter of the servers' namespace: PassiveOpens counts
 // connections that were accepted, OutRsts ones that nobody listened for
 // (RFC 4022).

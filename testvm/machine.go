@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -91,13 +92,23 @@ func (m *Machine) Type(line string) error {
 	return nil
 }
 
-// WaitFor returns when the console shows text. A machine that ends or panics
-// before that is an error.
-func (m *Machine) WaitFor(ctx context.Context, text string) error {
+// WaitFor returns when the console shows one of the texts. A machine that ends
+// or panics before that is an error.
+func (m *Machine) WaitFor(ctx context.Context, texts ...string) error {
+	return m.waitUntil(ctx, fmt.Sprintf("%q", texts), func() bool { return slices.ContainsFunc(texts, m.Console.Contains) })
+}
+
+// WaitForCount returns when the console has shown text n times.
+func (m *Machine) WaitForCount(ctx context.Context, n int, text string) error {
+	return m.waitUntil(ctx, fmt.Sprintf("%q, %d times", text, n), func() bool { return strings.Count(m.Console.String(), text) >= n })
+}
+
+// waitUntil returns when the console shows what is wanted.
+func (m *Machine) waitUntil(ctx context.Context, want string, shown func() bool) error {
 	for {
 		changed := m.Console.changed()
 		switch {
-		case m.Console.Contains(text):
+		case shown():
 			return nil
 		case m.Console.broken():
 			return ErrPanic
@@ -106,12 +117,12 @@ func (m *Machine) WaitFor(ctx context.Context, text string) error {
 		case <-changed:
 		case <-m.done:
 			// All output was copied before done was closed.
-			if m.Console.Contains(text) {
+			if shown() {
 				return nil
 			}
-			return fmt.Errorf("waiting for %q: %w", text, errors.Join(ErrEnded, m.err))
+			return fmt.Errorf("waiting for %s: %w", want, errors.Join(ErrEnded, m.err))
 		case <-ctx.Done():
-			return fmt.Errorf("testvm: waiting for %q: %w", text, ctx.Err())
+			return fmt.Errorf("testvm: waiting for %s: %w", want, ctx.Err())
 		}
 	}
 }

@@ -121,21 +121,27 @@ func (s *site) must(args ...string) string {
 }
 
 // initServer makes a server with keys of its own; all have the same address.
-func (s *site) initServer(state string) {
+func (s *site) initServer(state string) { s.t.Helper(); s.initServerAt(state, ServerAddr) }
+
+// initServerAt is initServer with the addresses that machines learn. It listens
+// on all that the servers' side has.
+func (s *site) initServerAt(state string, addresses ...netip.Addr) {
 	s.t.Helper()
-	address := netip.AddrPortFrom(ServerAddr, 7625).String()
-	s.must("server", "init", "--state", state, "--name", state, "--listen", address, "--address", address,
-		"--master-passphrase-file", "master.pass")
+	args := []string{"server", "init", "--state", state, "--name", state, "--listen", "[::]:7625", "--master-passphrase-file", "master.pass"}
+	for _, address := range addresses {
+		args = append(args, "--address", netip.AddrPortFrom(address, 7625).String())
+	}
+	s.must(args...)
 }
 
 // startServer returns when the server answers, with what stops it.
-func (s *site) startServer(state string) (stop func()) {
+func (s *site) startServer(state string, flags ...string) (stop func()) {
 	s.t.Helper()
 	log, err := os.OpenFile(s.path(state+".log"), os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	cmd := s.command(context.Background(), "server", "run", "--state", state)
+	cmd := s.command(context.Background(), append([]string{"server", "run", "--state", state}, flags...)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {

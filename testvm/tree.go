@@ -26,14 +26,14 @@ done
 for file in /run/mandos-escrow/*; do
 	[ ! -f "$file" ] || say "$(stat -c '%A %n' "$file"): $(tr '\n' ';' <"$file")"
 done
-say "network $(ip -br address show scope global | tr -s ' \n' ' ')"
+say "network $(ip -br address show | grep -v '^lo ' | tr -s ' \n' ' ')"
 say "root on $(cat "/sys/dev/block/$(mountpoint -d /)/dm/uuid")"
 say "marker $(cat /etc/testvm-marker)"
 # At once, so that no other line stands between.
 printf '\n%s' "$text" >/dev/ttyS0
 # stty waits until all of it was sent.
 stty -F /dev/ttyS0 sane
-poweroff -ff
+poweroff -ff -d
 `
 
 const reporterUnit = `[Unit]

@@ -1,8 +1,11 @@
 package testvm
 
 import (
+	"bytes"
 	"context"
 	"crypto/aes"
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -109,4 +112,53 @@ func encryptFile(volume, clearText string, key []byte) error {
 			return err
 		}
 	}
+}
+
+// NullCipher changes the LUKS2 headers in file so that they open as before, by
+// the same keyslots to the same key, but nothing is encrypted: the cipher of the
+// data becomes cipher_null-ecb, and the checksums are made right (LUKS2 on-disk
+// format 1.1.3, sections 2.1 and 3.3).
+func NullCipher(file string) error {
+	const before, after = `"encryption":"aes-xts-plain64"`, `"encryption":"cipher_null-ecb"`
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("testvm: null cipher: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	first := make([]byte, 16)
+	if _, err := f.ReadAt(first, 0); err != nil {
+		return fmt.Errorf("testvm: null cipher: %w", err)
+	}
+	size := int64(binary.BigEndian.Uint64(first[8:]))
+	for _, at := range []int64{0, size} { // the header and its copy
+		header := make([]byte, size)
+		if _, err := f.ReadAt(header, at); err != nil {
+			return fmt.Errorf("testvm: null cipher: %w", err)
+		}
+		segments := bytes.Index(header, []byte(`"segments"`))
+		if segments < 0 || !bytes.Contains(header[segments:], []byte(before)) {
+			return fmt.Errorf("testvm: null cipher: the header at %d is another than was expected", at)
+		}
+		copy(header[segments:], bytes.Replace(header[segments:], []byte(before), []byte(after), 1))
+		checksum := header[448 : 448+64]
+		clear(checksum)
+		sum := sha256.Sum256(header)
+		copy(checksum, sum[:])
+		if _, err := f.WriteAt(header, at); err != nil {
+			return fmt.Errorf("testvm: null cipher: %w", err)
+		}
+	}
+	return f.Close()
+}
+
+// WriteClear writes the ext4 file system of the folder tree behind the header in
+// file as it is.
+func WriteClear(ctx context.Context, file, tree string) error {
+	info, err := os.Stat(file)
+	if err != nil {
+		return fmt.Errorf("testvm: volume: %w", err)
+	}
+	_, err = run(ctx, "", nil, "mkfs.ext4", "-q", "-F", "-E", fmt.Sprintf("root_owner=0:0,offset=%d", dataOffset), "-d", tree,
+		file, fmt.Sprintf("%dk", (info.Size()-dataOffset)>>10))
+	return err
 }
