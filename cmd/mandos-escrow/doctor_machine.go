@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"mandos-escrow/internal/bootimage"
+	"mandos-escrow/internal/config"
 	"mandos-escrow/internal/enroll"
 	"mandos-escrow/luks/cryptsetup"
 	"mandos-escrow/unlock"
@@ -26,6 +27,9 @@ func examineMachine(ctx context.Context, root string) ([]finding, error) {
 		return []finding{{warning, "this machine is not enrolled", "mandos-escrow enroll --token-file FILE --device DEV"}}, nil
 	}
 	findings := []finding{checkCryptsetup(ctx)}
+	if s.boots() {
+		findings = append(findings, checkIdentity(root)...)
+	}
 	for _, v := range s.Volumes {
 		findings = append(findings, checkVolume(v)...)
 	}
@@ -75,8 +79,21 @@ func checkVolume(v enroll.VolumeState) (findings []finding) {
 	return findings
 }
 
+// checkIdentity finds an unenroll that was interrupted: enroll is refused then.
+func checkIdentity(root string) []finding {
+	name := filepath.Join(root, config.BootFolder, unlock.ConfigFile)
+	if _, err := os.Lstat(name); !errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return []finding{{problem, name + " is gone: an unenroll was interrupted, or somebody removed it", "finish it with mandos-escrow unenroll; after that the machine can enroll again"}}
+}
+
 func findingsOfImages(s machineStatus) (findings []finding) {
-	if s.Unseen != "" {
+	const again = "run the same mandos-escrow enroll again: it makes the images anew"
+	switch {
+	case errors.Is(s.unseen, bootimage.ErrNoProgram):
+		findings = append(findings, finding{problem, s.Unseen, "install mandos-escrow-client; " + again})
+	case s.unseen != nil:
 		findings = append(findings, finding{warning, "the boot images were not looked at: " + s.Unseen, ""})
 	}
 	for _, image := range s.Images {
@@ -85,7 +102,10 @@ func findingsOfImages(s machineStatus) (findings []finding) {
 			continue
 		}
 		do := "make it anew: update-initramfs -u -k all, or dracut --force --regenerate-all"
-		if errors.Is(image.err, bootimage.ErrReadable) {
+		switch {
+		case errors.Is(image.err, bootimage.ErrWithout):
+			do = again
+		case errors.Is(image.err, bootimage.ErrReadable):
 			do += "; who could read it has the boot identity: mandos-escrow unenroll, then enroll again"
 		}
 		findings = append(findings, finding{problem, image.Problem, do})
@@ -98,7 +118,7 @@ func findingsOfImages(s machineStatus) (findings []finding) {
 func checkShell(root string) finding {
 	system, err := detectSystem(root)
 	if err != nil {
-		return finding{warning, "whether failed unlocks end in a root shell is not known: " + err.Error(), ""}
+		return finding{warning, "whether failed unlocks end in a root shell is not known: it depends on what makes the boot images", ""}
 	}
 	line, from, err := kernelCommandLine(root)
 	if err != nil {

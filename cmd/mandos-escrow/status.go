@@ -20,6 +20,7 @@ type machineStatus struct {
 	Images   []imageStatus `json:"images"`
 	Unseen   string        `json:"images_not_looked_at,omitempty"` // why
 	LastBoot *bootStatus   `json:"last_boot,omitempty"`
+	unseen   error         // why, or nil
 }
 
 // imageStatus is one boot image.
@@ -74,7 +75,9 @@ func inspectMachine(ctx context.Context, root string) (machineStatus, error) {
 		return s, nil
 	}
 	if s.boots() {
-		s.Images, s.Unseen = inspectImages(ctx, root)
+		if s.Images, s.unseen = inspectImages(ctx, root); s.unseen != nil {
+			s.Unseen = s.unseen.Error()
+		}
 	}
 	report, err := readReport(root)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -97,18 +100,18 @@ func (s machineStatus) boots() bool {
 	return false
 }
 
-func inspectImages(ctx context.Context, root string) (images []imageStatus, unseen string) {
+func inspectImages(ctx context.Context, root string) (images []imageStatus, unseen error) {
 	images = []imageStatus{}
 	if os.Geteuid() != 0 {
-		return images, "only root can look into them"
+		return images, errors.New("only root can look into them")
 	}
 	system, err := detectSystem(root)
 	if err != nil {
-		return images, err.Error()
+		return images, err
 	}
 	found, err := system.Inspect(ctx)
 	if err != nil {
-		return images, err.Error()
+		return images, err
 	}
 	for _, image := range found {
 		s := imageStatus{Kernel: image.Kernel, Path: image.Path, err: image.Err}
@@ -117,7 +120,7 @@ func inspectImages(ctx context.Context, root string) (images []imageStatus, unse
 		}
 		images = append(images, s)
 	}
-	return images, ""
+	return images, nil
 }
 
 func printMachineStatus(g *globals, s machineStatus) {

@@ -36,6 +36,10 @@ var (
 
 	// ErrNoImage: a kernel without an image that could be found.
 	ErrNoImage = errors.New("no boot image was found")
+	// ErrNoProgram: there is nothing to compare the images with.
+	ErrNoProgram = errors.New("the boot program is not installed")
+	// ErrWithout: the image knows nothing of us, so it also gives nothing away.
+	ErrWithout = errors.New("neither the boot program nor the boot identity is in it: it was made without mandos-escrow-client, or before the machine was enrolled")
 	// ErrReadable: others than root can read the image, and so the boot identity.
 	ErrReadable = errors.New("others than root can read it")
 	// ErrContents: the image lacks what it must hold, or holds something else.

@@ -162,8 +162,15 @@ func (s *System) compare(tree *os.Root) (faults []error, err error) {
 	enrolled := s.enrolled()
 	if enrolled {
 		program, err := s.read(initrd.Program)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%w: %w", ErrNoProgram, err)
+		}
 		if err != nil {
 			return nil, err
+		}
+		if isWithout(tree) {
+			found, err := s.forbidden(tree, enrolled)
+			return append([]error{fmt.Errorf("%w: %w", ErrContents, ErrWithout)}, found...), err
 		}
 		faults = append(faults, lacks(tree, program, sameProgram, initrd.Program)...)
 		found, err := s.compareConfig(tree)
@@ -178,6 +185,16 @@ func (s *System) compare(tree *os.Root) (faults []error, err error) {
 	}
 	found, err := s.forbidden(tree, enrolled)
 	return append(faults, found...), err
+}
+
+// isWithout reports whether an image has nothing that could be told file by file.
+func isWithout(tree *os.Root) bool {
+	for _, name := range []string{initrd.Program, config.BootFolder} {
+		if _, err := tree.Lstat(name); !errors.Is(err, fs.ErrNotExist) {
+			return false
+		}
+	}
+	return true
 }
 
 // lacks compares the first of the names that is there with what it should be.

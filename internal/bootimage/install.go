@@ -161,7 +161,7 @@ func (s *System) wanted(ctx context.Context) (map[string][]byte, error) {
 		}
 		looked = append(looked, from)
 	}
-	return nil, fmt.Errorf("the boot program mandos-escrow-unlock is not at %s: put it at the first of these", strings.Join(looked, " or "))
+	return nil, fmt.Errorf("the boot program mandos-escrow-unlock is not at %s: install mandos-escrow-client, or put it at the first of these", strings.Join(looked, " or "))
 }
 
 // files are those of package initrd for this kind of system.
@@ -188,7 +188,7 @@ func Program(root string) (string, error) {
 			return file, nil
 		}
 	}
-	return "", fmt.Errorf("the boot program mandos-escrow-unlock is not at %s", strings.Join(from, " or "))
+	return "", fmt.Errorf("the boot program mandos-escrow-unlock is not at %s: install mandos-escrow-client", strings.Join(from, " or "))
 }
 
 // programs are where the boot program may be found.

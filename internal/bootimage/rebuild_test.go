@@ -298,3 +298,23 @@ func TestPlaces(t *testing.T) {
 	}
 	f.mustApply(t)
 }
+
+// TestWithout: an image that holds nothing of ours is told so in one line; the
+// program that images are compared with may be gone with its package.
+func TestWithout(t *testing.T) {
+	both(t, func(t *testing.T, f *fake) {
+		f.mustApply(t)
+		f.write(t, "boot/initrd.img-6.1.0-1", string(make([]byte, 10240))) // an empty archive
+		images, err := f.Inspect(t.Context())
+		if err != nil || len(images) != 2 || len(images[0].Faults) != 1 || images[1].Err != nil {
+			t.Fatalf("%+v, %v", images, err)
+		}
+		is(t, images[0].Err, ErrWithout, "/boot/initrd.img-6.1.0-1")
+		is(t, images[0].Err, ErrContents)
+		if err := os.Remove(f.path("usr/lib/mandos-escrow/mandos-escrow-unlock")); err != nil {
+			t.Fatal(err)
+		}
+		_, err = f.Inspect(t.Context())
+		is(t, err, ErrNoProgram)
+	})
+}

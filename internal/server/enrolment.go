@@ -103,7 +103,7 @@ func (s *Server) register(tx *store.Tx, c call, reg *api.Registration, token sto
 		return err
 	}
 	if _, err := tx.MachineByRunning(c.key.KeyID()); err == nil {
-		return api.Errorf(api.CodeRefused, "refused: this running identity belongs to another machine")
+		return api.Errorf(api.CodeRefused, "refused: this running identity belongs to another machine; after an unenroll that was interrupted, finish it with `mandos-escrow unenroll`")
 	}
 	m := unlock.Machine{
 		KeyID: reg.Boot.KeyID(), RunningKeyID: c.key.KeyID(), RunningKey: c.key, Name: reg.Name, Host: reg.Name,
