@@ -2,6 +2,9 @@ package main
 
 import (
 	"errors"
+	"io/fs"
+	"os"
+	"strings"
 
 	"mandos-escrow/escrow"
 	"mandos-escrow/internal/api"
@@ -96,12 +99,16 @@ func hintFor(err error) string {
 	if e := (*api.Error)(nil); errors.As(err, &e) && e.Code == api.CodeRefused && e.Message == "refused" {
 		return "the server does not know this identity, or it was removed; after a restore from a backup, be invited again"
 	}
+	if e := (*api.Error)(nil); errors.As(err, &e) && e.Code == api.CodeRefused && strings.HasPrefix(e.Message, "refused: the token ") {
+		return "make a new one on the server: `mandos-escrow token create --state DIR`"
+	}
 	for _, h := range []struct {
 		target error
 		text   string
 	}{
 		{api.ErrTicket, "copy the whole line again; it begins with met1. (token) or mei1. (invite)"},
-		{errNotRunning, "start it with `mandos-escrow server run --state DIR`, or `systemctl start` its unit"},
+		{errNotRunning, "start it with `mandos-escrow server run --state DIR`, or `systemctl start` its unit; DIR is the folder that `server init` made"},
+		{enroll.ErrNotTold, "no keyslot of ours was removed; run the same command again when the server answers, or with --offline to go on without it"},
 		{api.ErrUnreachable, "is the server running? `mandos-escrow server status --state DIR` on it tells; then run the same command again"},
 		{recovery.ErrWords, "ask the requester to read the words again; if they still differ, somebody changed the request: do not approve it"},
 		{config.ErrHome, "an invite comes from `mandos-escrow admin add NAME --role ROLE --state DIR` on the server"},
@@ -114,6 +121,9 @@ func hintFor(err error) string {
 		if errors.Is(err, h.target) {
 			return h.text
 		}
+	}
+	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
+		return "run it as root, or as whom the file belongs to"
 	}
 	return ""
 }

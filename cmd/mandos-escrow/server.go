@@ -167,7 +167,7 @@ func runServerStatus(ctx context.Context, g *globals, wait time.Duration) error 
 		case !errors.Is(err, api.ErrUnreachable):
 			return err
 		case errors.Is(err, fs.ErrPermission):
-			return fmt.Errorf("the server of %s: %w: be root, or its user", g.state, fs.ErrPermission)
+			return fmt.Errorf("the server of %s: %w", g.state, fs.ErrPermission)
 		case !time.Now().Before(deadline):
 			return fmt.Errorf("%w on %s", errNotRunning, g.state)
 		}

@@ -23,6 +23,9 @@ var (
 	// ErrLastWay: nothing but our keyslots opens a volume, and no passphrase was
 	// given to put in their place; nothing was removed.
 	ErrLastWay = errors.New("only keyslots of ours open it")
+	// ErrNotTold: a server does not know yet that the machine leaves; nothing was
+	// removed.
+	ErrNotTold = errors.New("that this machine leaves")
 	// ErrNotThere: a volume that was enrolled is not where it was; nothing was
 	// removed.
 	ErrNotThere = errors.New("the volume was not found")
@@ -492,7 +495,7 @@ func (u *unenrolment) tell(ctx context.Context) error {
 		told := ServerTold{Name: s.Name, KeyID: s.KeyID}
 		if !u.o.Offline {
 			if told.Packets, told.Unknown, err = u.tellOne(ctx, s); err != nil {
-				return fmt.Errorf("tell %s that this machine leaves: %w", s.Name, err)
+				return fmt.Errorf("tell %s %w: %w", s.Name, ErrNotTold, err)
 			}
 			told.Told = true
 			u.Progress("%s: told", s.Name)
