@@ -83,6 +83,13 @@ func expected(t *testing.T, name, kind string) map[string]string {
 		want["/usr/bin/mandos-escrow"] = program
 		want["/usr/lib/systemd/system/mandos-escrow.service"] = data
 		want["/usr/lib/sysusers.d/mandos-escrow.conf"] = data
+		documents, err := filepath.Glob("../docs/*.md")
+		if err != nil || len(documents) < 5 {
+			t.Fatalf("documents: %q, %v", documents, err)
+		}
+		for _, document := range documents {
+			want["/usr/share/doc/mandos-escrow/"+filepath.Base(document)] = data
+		}
 		want["/usr/share/bash-completion/completions/mandos-escrow"] = data
 		want["/usr/share/fish/vendor_completions.d/mandos-escrow.fish"] = data
 		want["/usr/share/zsh/"+map[string]string{"deb": "vendor-completions", "rpm": "site-functions"}[kind]+"/_mandos-escrow"] = data

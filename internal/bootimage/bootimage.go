@@ -101,7 +101,7 @@ func Detect(root string) (*System, error) {
 	return s, nil
 }
 
-const byHand = "docs/operations.md, section 8, says what the image must hold and run, to be done by hand"
+const byHand = "operations.md (in docs, or in /usr/share/doc/mandos-escrow), section 8, says what the image must hold and run, to be done by hand"
 
 // ownUpdater tells initramfs-tools' update-initramfs, which calls mkinitramfs,
 // from what dracut puts in its place.
