@@ -418,7 +418,7 @@ func (u *unenrolment) fetchOpeners(ctx context.Context, volumes []*leaving) erro
 		case v.earlier != nil && slices.Contains(v.added, v.journal.recovery.number):
 			v.opener = slices.Clone(v.earlier.recovery)
 		case u.o.Offline || !v.journal.boots():
-			return fmt.Errorf("%s: needs a passphrase that opens it, to add another: give --passphrase-file", v.device)
+			return fmt.Errorf("%s: needs a passphrase that opens it, to add another: give --passphrase-file (the recovery passphrase will do)", v.device)
 		default:
 			wanted = append(wanted, v)
 		}
@@ -428,7 +428,7 @@ func (u *unenrolment) fetchOpeners(ctx context.Context, volumes []*leaving) erro
 	}
 	fetched, err := u.fetch(ctx, wanted)
 	if err != nil {
-		return fmt.Errorf("fetch the boot passphrase, to add another: %w; or give --passphrase-file with one that opens %s", err, wanted[0].device)
+		return fmt.Errorf("fetch the boot passphrase, to add another: %w; or give --passphrase-file with one that opens %s (the recovery passphrase will do)", err, wanted[0].device)
 	}
 	defer fetched.Wipe()
 	for _, v := range wanted {
