@@ -165,13 +165,15 @@ func (p *Packet) Share(payload, fingerprint string) (index int, message []byte, 
 }
 
 // CheckPolicy refuses a packet that is not sealed to exactly this policy.
-func (p *Packet) CheckPolicy(policy Policy) error {
+func (p *Packet) CheckPolicy(policy Policy) error { return p.Header.checkPolicy(policy) }
+
+func (h *Header) checkPolicy(policy Policy) error {
 	want := Header{}
 	want.setPolicy(policy)
-	if p.PolicyEpoch != want.PolicyEpoch || p.PolicyDigest != want.PolicyDigest ||
-		p.Threshold != want.Threshold || !slices.Equal(p.Trustees, want.Trustees) {
+	if h.PolicyEpoch != want.PolicyEpoch || h.PolicyDigest != want.PolicyDigest ||
+		h.Threshold != want.Threshold || !slices.Equal(h.Trustees, want.Trustees) {
 		return fmt.Errorf("escrow: packet %s: %w: epoch %d, %d of %d trustees; the policy has epoch %d, %d of %d",
-			p.ID, ErrOtherPolicy, p.PolicyEpoch, p.Threshold, len(p.Trustees),
+			h.ID, ErrOtherPolicy, h.PolicyEpoch, h.Threshold, len(h.Trustees),
 			want.PolicyEpoch, want.Threshold, len(want.Trustees))
 	}
 	return nil

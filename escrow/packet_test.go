@@ -243,3 +243,50 @@ func TestOfflineFlips(t *testing.T) {
 		}
 	}
 }
+
+// TestAccept: whoever pinned a policy takes packets under it, and under one that
+// it was merged into; under no weaker and no other one.
+func TestAccept(t *testing.T) {
+	trustees := newFixture(3, 5).policy.Trustees
+	policyOf := func(epoch uint64, threshold int, which ...int) Policy {
+		var chosen []Trustee
+		for _, i := range which {
+			chosen = append(chosen, trustees[i])
+		}
+		var previous []byte
+		if epoch > 1 {
+			previous = make([]byte, 32)
+		}
+		return must(NewPolicy(epoch, threshold, previous, chosen))
+	}
+	headerOf := func(p Policy) *Header {
+		h := testHeader()
+		h.setPolicy(p)
+		return &h
+	}
+	for name, c := range map[string]struct {
+		pinned, packet Policy
+		takes          bool
+	}{
+		"the same":                     {policyOf(1, 1, 0), policyOf(1, 1, 0), true},
+		"merged, 2 of 3":               {policyOf(1, 1, 0), policyOf(1, 2, 0, 1, 2), true},
+		"merged, 1 of 2":               {policyOf(1, 1, 0), policyOf(1, 1, 0, 1), true},
+		"merged, higher threshold":     {policyOf(1, 2, 0, 1), policyOf(1, 3, 0, 1, 2, 3), true},
+		"merged, lower threshold":      {policyOf(1, 2, 0, 1), policyOf(1, 1, 0, 1, 2), false},
+		"the same, lower threshold":    {policyOf(1, 2, 0, 1), policyOf(1, 1, 0, 1), false},
+		"without the pinned trustee":   {policyOf(1, 1, 0), policyOf(1, 2, 1, 2, 3), false},
+		"without one of two":           {policyOf(1, 2, 0, 1), policyOf(1, 2, 0, 2, 3), false},
+		"another trustee":              {policyOf(1, 1, 0), policyOf(1, 1, 1), false},
+		"a successor that nobody took": {policyOf(1, 1, 0), policyOf(2, 2, 0, 1, 2), false},
+		"of a policy before":           {policyOf(2, 1, 0), policyOf(1, 2, 0, 1, 2), false},
+	} {
+		if err := c.pinned.Accept(headerOf(c.packet)); (err == nil) != c.takes || err != nil && !errors.Is(err, ErrOtherPolicy) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	lying := headerOf(policyOf(1, 1, 0)) // the pinned digest, and other trustees
+	lying.Trustees = []string{trustees[1].Fingerprint}
+	if err := policyOf(1, 1, 0).Accept(lying); !errors.Is(err, ErrOtherPolicy) {
+		t.Errorf("the pinned digest over another trustee: %v", err)
+	}
+}

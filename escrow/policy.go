@@ -142,6 +142,24 @@ func (p Policy) Bytes() []byte { return bytes.Clone(p.raw) }
 // Digest is the SHA-256 of Bytes: what tokens, invites and packets name.
 func (p Policy) Digest() [32]byte { return sha256.Sum256(p.raw) }
 
+// Accept refuses a clear header that is sealed neither to this policy nor to one
+// that holds all its trustees and whose threshold is not lower: a first policy
+// into which this one was merged. Whoever pinned this one then has a say in the
+// other that nobody took away. Nothing is pinned anew by it.
+func (p Policy) Accept(h *Header) error {
+	if h.PolicyDigest == p.Digest() {
+		return h.checkPolicy(p)
+	}
+	merged := p.Epoch == 1 && h.PolicyEpoch == 1 && h.Threshold >= p.Threshold && !slices.ContainsFunc(p.Trustees, func(t Trustee) bool {
+		return !slices.Contains(h.Trustees, t.Fingerprint)
+	})
+	if !merged {
+		return fmt.Errorf("escrow: packet %s: %w: epoch %d, %d of %d trustees, and not all of the %d of %d that are pinned", h.ID,
+			ErrOtherPolicy, h.PolicyEpoch, h.Threshold, len(h.Trustees), p.Threshold, len(p.Trustees))
+	}
+	return nil
+}
+
 // Trustee finds the trustee with this fingerprint.
 func (p Policy) Trustee(fingerprint string) (Trustee, bool) {
 	i := slices.IndexFunc(p.Trustees, func(t Trustee) bool { return t.Fingerprint == fingerprint })

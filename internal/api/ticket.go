@@ -18,16 +18,17 @@ import (
 var ErrTicket = errors.New("not a whole token or invite: it was cut, mistyped or changed")
 
 const (
-	maxTicket  = 16 << 10
+	maxTicket  = 64 << 10
 	checkBytes = 8 // of the SHA-256 behind the record: catches typing, not attackers
 )
 
 // Token lets machines enroll. Each server is sent only its own secret.
 // Threshold and the servers' trustees are what a policy 1 is made of when
-// tokens of several servers are merged.
+// tokens of several servers are merged (Merge).
 type Token struct {
 	PolicyDigest [32]byte
 	Threshold    int
+	BootOf       int // servers that give the boot passphrase back; 0: Threshold, or all when they are fewer
 	Servers      []TokenServer
 }
 
@@ -35,16 +36,32 @@ type Token struct {
 type TokenServer struct {
 	unlock.Server
 	Trustees []string // `FINGERPRINT NAME`, as a policy has them
+	Keys     [][]byte // the trustees' public OpenPGP keys, binary, in that order; none in tokens of old servers
 	Secret   []byte   // 16 random bytes
+}
+
+// BootThreshold is how many of the token's servers give a machine its boot
+// passphrase back.
+func (t Token) BootThreshold() int {
+	if t.BootOf > 0 {
+		return t.BootOf
+	}
+	return min(t.Threshold, len(t.Servers))
 }
 
 // Text is the token as people and kickstart files carry it: one line.
 func (t Token) Text() (string, error) {
 	w := record.New("mandos-escrow-token", 1).Hex("policy-sha256", t.PolicyDigest[:]).Uint("threshold", uint64(t.Threshold))
+	if t.BootOf > 0 {
+		w.Uint("boot-threshold", uint64(t.BootOf))
+	}
 	for _, s := range t.Servers {
 		addServer(w, s.Server)
 		for _, trustee := range s.Trustees {
 			w.Text("trustee", trustee)
+		}
+		for _, key := range s.Keys {
+			w.Base64("trustee-key", key)
 		}
 		w.Hex("secret", s.Secret)
 	}
@@ -62,14 +79,30 @@ func ParseToken(text []byte) (*Token, error) {
 	var t Token
 	copy(t.PolicyDigest[:], in.Hex("policy-sha256", 32))
 	t.Threshold = int(min(in.Uint("threshold"), 255))
+	if in.Next("boot-threshold") {
+		if t.BootOf = int(min(in.Uint("boot-threshold"), 255)); t.BootOf == 0 {
+			in.Fail("boot-threshold", "it is 0")
+		}
+	}
 	for in.Next("server") && len(t.Servers) < 32 {
-		t.Servers = append(t.Servers, TokenServer{readServer(in), in.Repeated("trustee", 32), in.Hex("secret", 16)})
+		s := TokenServer{Server: readServer(in), Trustees: in.Repeated("trustee", 32)}
+		for in.Next("trustee-key") && len(s.Keys) < 32 {
+			s.Keys = append(s.Keys, in.Base64("trustee-key"))
+		}
+		if len(s.Keys) != 0 && len(s.Keys) != len(s.Trustees) {
+			in.Fail("trustee-key", "not as many as there are trustees")
+		}
+		s.Secret = in.Hex("secret", 16)
+		t.Servers = append(t.Servers, s)
 	}
 	if err := in.End(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrTicket, err)
 	}
-	if len(t.Servers) == 0 {
+	switch {
+	case len(t.Servers) == 0:
 		return nil, fmt.Errorf("%w: it names no server", ErrTicket)
+	case t.BootThreshold() > len(t.Servers):
+		return nil, fmt.Errorf("%w: boot threshold %d of %d servers", ErrTicket, t.BootThreshold(), len(t.Servers))
 	}
 	return &t, nil
 }

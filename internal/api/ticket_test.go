@@ -35,8 +35,8 @@ func testServer(n byte) unlock.Server {
 
 func testToken() Token {
 	return Token{PolicyDigest: [32]byte{7}, Threshold: 2, Servers: []TokenServer{
-		{testServer(1), []string{strings.Repeat("AB", 20) + " master of srv1"}, bytes.Repeat([]byte{1}, 16)},
-		{testServer(2), nil, bytes.Repeat([]byte{2}, 16)},
+		{testServer(1), []string{strings.Repeat("AB", 20) + " master of srv1"}, nil, bytes.Repeat([]byte{1}, 16)},
+		{testServer(2), nil, nil, bytes.Repeat([]byte{2}, 16)},
 	}}
 }
 
@@ -176,6 +176,10 @@ func TestWrongContent(t *testing.T) {
 		"no secret":       token[:strings.LastIndex(token, "secret: ")],
 		"33 servers":      token[:secondServer] + strings.Repeat(token[secondServer:], 32),
 		"more":            token + "more: 1\n",
+		"boots with none": replace(token, "threshold: 2\n", "threshold: 2\nboot-threshold: 0\n"),
+		"boots with 3":    replace(token, "threshold: 2\n", "threshold: 2\nboot-threshold: 3\n"),
+		"two keys for 1":  replace(token, "master of srv1\n", "master of srv1\ntrustee-key: AAAA\ntrustee-key: AAAA\n"),
+		"a key of nobody": replace(token, "secret: 0202", "trustee-key: AAAA\nsecret: 0202"),
 		"control in name": replace(token, "srv1", "srv\x1b1"),
 		"empty":           "",
 	} {

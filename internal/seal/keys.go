@@ -129,6 +129,27 @@ func armored(kind string, write func(io.Writer) error) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
+// Binary returns the key without armor, for records.
+func (p *PublicKey) Binary() ([]byte, error) {
+	text, err := p.Armor()
+	if err != nil {
+		return nil, err
+	}
+	return dearmor(text)
+}
+
+// ParsePublicBinary is ParsePublic for what Binary returned.
+func ParsePublicBinary(data []byte) (*PublicKey, error) {
+	text, err := armored(openpgp.PublicKeyType, func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return ParsePublic(text)
+}
+
 // ParsePublic reads one armored key; a private one is cut to its public half.
 // Errors: ErrKey.
 func ParsePublic(text []byte) (*PublicKey, error) {

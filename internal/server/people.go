@@ -8,6 +8,7 @@ import (
 	"mandos-escrow/escrow"
 	"mandos-escrow/internal/api"
 	"mandos-escrow/internal/record"
+	"mandos-escrow/internal/seal"
 	"mandos-escrow/internal/secret"
 	"mandos-escrow/recovery"
 	"mandos-escrow/store"
@@ -221,11 +222,7 @@ func (s *Server) tokenCreate(c call) (any, error) {
 	defer secret.Wipe(mine.Secret)
 	token := api.Token{}
 	err = s.store.Update(func(tx *store.Tx) error {
-		text, err := store.Policy.Get(tx)
-		if err != nil {
-			return err
-		}
-		policy, err := escrow.ParsePolicy(text)
+		policy, err := ownPolicy(tx)
 		if err != nil {
 			return err
 		}
@@ -233,6 +230,9 @@ func (s *Server) tokenCreate(c call) (any, error) {
 		mine.Trustees = nil
 		for _, t := range policy.Trustees {
 			mine.Trustees = append(mine.Trustees, t.Fingerprint+" "+t.Name)
+		}
+		if mine.Keys, err = trusteeKeys(tx); err != nil {
+			return err
 		}
 		id := secret.ID()
 		err = tx.PutToken(store.Token{
@@ -270,12 +270,39 @@ func (s *Server) tokenRevoke(c call) (any, error) {
 	})
 }
 
-func policyDigest(tx *store.Tx) ([32]byte, error) {
+// trusteeKeys are the public keys of the policy's trustees as a token carries
+// them, so that a machine seals to a server's master key also while that server
+// does not answer.
+func trusteeKeys(tx *store.Tx) ([][]byte, error) {
+	armored, err := store.TrusteeKeys.Get(tx)
+	if err != nil {
+		return nil, err
+	}
+	var out [][]byte
+	for _, text := range armored {
+		key, err := seal.ParsePublic(text)
+		if err != nil {
+			return nil, err
+		}
+		binary, err := key.Binary()
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, binary)
+	}
+	return out, nil
+}
+
+func ownPolicy(tx *store.Tx) (escrow.Policy, error) {
 	text, err := store.Policy.Get(tx)
 	if err != nil {
-		return [32]byte{}, err
+		return escrow.Policy{}, err
 	}
-	policy, err := escrow.ParsePolicy(text)
+	return escrow.ParsePolicy(text)
+}
+
+func policyDigest(tx *store.Tx) ([32]byte, error) {
+	policy, err := ownPolicy(tx)
 	return policy.Digest(), err
 }
 
