@@ -1,6 +1,7 @@
 package recovery
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -35,17 +36,21 @@ const (
 // Record is a request as a server keeps it: what was asked, byte for byte as
 // the requester signed it, and what became of it.
 type Record struct {
-	ID          string           `json:"id"`
-	Signed      []byte           `json:"signed"`
-	Requester   string           `json:"requester"`
-	RequesterID identity.KeyID   `json:"requester_key_id"`
-	Threshold   int              `json:"threshold"` // of the packet's policy
-	Expires     time.Time        `json:"expires"`
-	State       State            `json:"state"`
-	Approvals   []StoredApproval `json:"approvals,omitempty"`
-	Decided     time.Time        `json:"decided,omitzero"`
-	DecidedBy   string           `json:"decided_by,omitempty"`
-	Note        string           `json:"note,omitempty"` // why it was denied
+	ID          string         `json:"id"`
+	Signed      []byte         `json:"signed"`
+	Requester   string         `json:"requester"`
+	RequesterID identity.KeyID `json:"requester_key_id"`
+	Threshold   int            `json:"threshold"` // of the packet's policy
+	// Here is how many approvals make a server hand out what it has, where the
+	// packet's trustees have other servers too: its own policy's threshold. 0: Threshold.
+	Here      int              `json:"here,omitempty"`
+	Trustees  []string         `json:"trustees,omitempty"` // fingerprints: the packet's
+	Expires   time.Time        `json:"expires"`
+	State     State            `json:"state"`
+	Approvals []StoredApproval `json:"approvals,omitempty"`
+	Decided   time.Time        `json:"decided,omitzero"`
+	DecidedBy string           `json:"decided_by,omitempty"`
+	Note      string           `json:"note,omitempty"` // why it was denied
 }
 
 // StoredApproval is one approver's signed approval with the share that was
@@ -151,7 +156,8 @@ func (r Record) Deny(by, why string, now time.Time) (Record, error) {
 }
 
 // Release hands the re-sealed shares to the requester, and returns the record
-// without them.
+// without them. Where a packet's trustees have servers of their own, each hands out
+// its part: that N are needed is then arithmetic, not a count.
 func (r Record) Release(id identity.KeyID, now time.Time) (Record, []StoredApproval, error) {
 	if r.RequesterID != id {
 		return r, nil, ErrNotYours
@@ -159,7 +165,7 @@ func (r Record) Release(id identity.KeyID, now time.Time) (Record, []StoredAppro
 	if err := r.At(now).over(); err != nil {
 		return r, nil, err
 	}
-	if r.State != Approved {
+	if len(r.Approvals) < cmp.Or(r.Here, r.Threshold) {
 		return r, nil, fmt.Errorf("%w: %d of %d approvals", ErrNotApproved, len(r.Approvals), r.Threshold)
 	}
 	shares := r.Approvals

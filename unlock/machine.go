@@ -59,7 +59,53 @@ type Machine struct {
 	Volumes             []string  `json:"volumes"`              // UUIDs that have an active blob
 	Unenrolled          time.Time `json:"unenrolled,omitzero"`  // when its running identity took it back
 	LastBoot            Boot      `json:"last_boot,omitzero"`
+	Boots               Holders   `json:"boots,omitzero"`
 }
+
+// Holders are the servers that hold a machine's blobs, as the machine said when
+// it enrolled, and how many of them it needs to boot. The zero value is this
+// server alone.
+type Holders struct {
+	Threshold int      `json:"threshold"`
+	Servers   []Holder `json:"servers"`
+}
+
+// Holder is one of them.
+type Holder struct {
+	Name  string         `json:"name"`
+	KeyID identity.KeyID `json:"key_id"`
+}
+
+// ErrHolders is wrapped by Holders.Check.
+var ErrHolders = errors.New("not the servers of a machine")
+
+// Check refuses what no machine says: they are 1 to MaxServers, each once, and
+// this server is one of them.
+func (h Holders) Check(this identity.KeyID) error {
+	if m := len(h.Servers); m < 1 || m > MaxServers || h.Threshold < 1 || h.Threshold > m {
+		return fmt.Errorf("%w: %d of %d", ErrHolders, h.Threshold, m)
+	}
+	here := false
+	for i, s := range h.Servers {
+		if _, err := identity.ParseKeyID(string(s.KeyID)); err != nil {
+			return fmt.Errorf("%w: %w", ErrHolders, err)
+		}
+		if slices.ContainsFunc(h.Servers[:i], func(o Holder) bool { return o.KeyID == s.KeyID }) || record.Printable(s.Name) != nil || len(s.Name) > maxHolderName {
+			return fmt.Errorf("%w: %.40q", ErrHolders, s.Name)
+		}
+		here = here || s.KeyID == this
+	}
+	if !here {
+		return fmt.Errorf("%w: this one is not among them", ErrHolders)
+	}
+	return nil
+}
+
+const maxHolderName = 255 // bytes
+
+// ToDisable is how many servers must refuse so that the others cannot boot the
+// machine: M-N+1.
+func (h Holders) ToDisable() int { return max(1, len(h.Servers)-h.Threshold+1) }
 
 // Boot is what a machine told, with its running identity, of its last boot.
 type Boot struct {

@@ -90,10 +90,12 @@ type MachineVolume struct {
 	Revealed bool `json:"revealed,omitempty"`
 }
 
-// Upload is a packet and, unless the volume is for escrow alone, the blob.
+// Upload is a packet and, unless the volume is for escrow alone, the blob, with
+// which servers hold one and how many of those give the passphrase back.
 type Upload struct {
-	Packet []byte `json:"packet"`
-	Blob   []byte `json:"blob,omitempty"`
+	Packet []byte         `json:"packet"`
+	Blob   []byte         `json:"blob,omitempty"`
+	Boot   unlock.Holders `json:"boot,omitzero"`
 }
 
 // Commit says that the secrets of a packet were proved on the volume.
@@ -164,6 +166,8 @@ type Request struct {
 	Created   time.Time      `json:"created"`
 	Expires   time.Time      `json:"expires"`
 	Approvers []string       `json:"approvers"`
+	Approved  []string       `json:"approved"`            // trustees whose shares are there, as the approvers
+	CanStill  []string       `json:"can_still,omitempty"` // trustees who could approve
 	Threshold int            `json:"threshold"`
 	DecidedBy string         `json:"decided_by,omitempty"`
 	Decided   time.Time      `json:"decided,omitzero"`

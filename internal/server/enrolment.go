@@ -169,6 +169,11 @@ func (s *Server) upload(c call) (any, error) {
 	if len(in.Blob) > unlock.MaxBlob { // what the boot protocol could not carry
 		return nil, api.Errorf(api.CodeLimit, "the sealed blob is longer than %d bytes", unlock.MaxBlob)
 	}
+	if len(in.Boot.Servers) > 0 {
+		if err := in.Boot.Check(s.key.KeyID()); err != nil {
+			return nil, api.Errorf(api.CodeUsage, "%v", err)
+		}
+	}
 	uuid := c.PathValue("uuid")
 	if err := matches(packet.Header, *c.machine, uuid); err != nil {
 		return nil, err
@@ -176,12 +181,12 @@ func (s *Server) upload(c call) (any, error) {
 	return nil, s.store.Update(func(tx *store.Tx) error {
 		entry := escrow.NewEntry(packet, c.now)
 		entry.Group, entry.Hold = c.machine.Group, c.machine.Hold
-		want, err := policyDigest(tx)
+		own, err := ownPolicy(tx)
 		if err != nil {
 			return err
 		}
-		if packet.PolicyDigest != want {
-			return api.Errorf(api.CodeRefused, "refused: the packet is sealed under another policy than this server's; the token is of an earlier policy or of another server: use a new token")
+		if err := own.Accept(&packet.Header); err != nil {
+			return api.Errorf(api.CodeRefused, "refused: the packet is sealed under another policy than this server's, and not under one that holds all its trustees: the token is of an earlier policy or of another server: use a new token")
 		}
 		if old, err := tx.Entry(entry.ID); err == nil {
 			if old.Digest != entry.Digest || old.KeyID != entry.KeyID {
@@ -194,12 +199,24 @@ func (s *Server) upload(c call) (any, error) {
 			return err
 		}
 		if in.Blob != nil {
-			if err := tx.PutPendingBlob(c.machine.KeyID, uuid, in.Blob); err != nil {
+			if err := putBlob(tx, c.machine.KeyID, uuid, in); err != nil {
 				return err
 			}
 		}
 		return c.record(tx, store.Event{Action: "packet.store", Machine: string(c.machine.KeyID), Packet: entry.ID, Volume: uuid})
 	})
+}
+
+// putBlob keeps a blob, and which other servers hold one.
+func putBlob(tx *store.Tx, id identity.KeyID, uuid string, in api.Upload) error {
+	m, err := tx.Machine(id)
+	if err != nil {
+		return err
+	}
+	if m.Boots = in.Boot; len(in.Boot.Servers) == 0 {
+		m.Boots = unlock.Holders{}
+	}
+	return errors.Join(tx.PutMachine(m), tx.PutPendingBlob(id, uuid, in.Blob))
 }
 
 func storePacket(tx *store.Tx, entry escrow.Entry, data []byte) error {

@@ -44,7 +44,10 @@ func (s *Server) request(c call) (any, error) {
 		}
 		rec := recovery.Record{
 			ID: r.ID, Signed: in.Signed, Requester: r.Requester, RequesterID: r.RequesterID,
-			Threshold: p.Threshold, Expires: r.Expires, State: recovery.Open,
+			Threshold: p.Threshold, Expires: r.Expires, State: recovery.Open, Trustees: p.Trustees,
+		}
+		if rec.Here, err = enoughHere(tx, p); err != nil {
+			return err
 		}
 		if out, err = describe(rec); err != nil {
 			return err
@@ -54,6 +57,16 @@ func (s *Server) request(c call) (any, error) {
 		}
 		return c.record(tx, event(r, "recover.request", fmt.Sprintf("%s: %s", r.Payload, r.Reason)))
 	})
+}
+
+// enoughHere is how many approvals make this server hand out its part of a packet
+// under a merged policy; 0: all that the packet needs.
+func enoughHere(tx *store.Tx, p *escrow.Packet) (int, error) {
+	own, err := ownPolicy(tx)
+	if err != nil || p.PolicyDigest == own.Digest() || own.Accept(&p.Header) != nil {
+		return 0, err
+	}
+	return own.Threshold, nil
 }
 
 // requestedPacket checks that a request is about a packet that is here, bit
@@ -88,11 +101,14 @@ func describe(rec recovery.Record) (api.Request, error) {
 	}
 	out := api.Request{
 		ID: rec.ID, State: rec.State, Volume: r.VolumeUUID, Machine: r.Machine, Packet: r.PacketID, Payload: r.Payload,
-		Requester: r.Requester, Reason: r.Reason, Created: r.Created, Expires: r.Expires, Approvers: []string{},
+		Requester: r.Requester, Reason: r.Reason, Created: r.Created, Expires: r.Expires, Approvers: []string{}, Approved: []string{},
 		Threshold: rec.Threshold, DecidedBy: rec.DecidedBy, Decided: rec.Decided, Note: rec.Note,
 	}
 	for _, a := range rec.Approvals {
-		out.Approvers = append(out.Approvers, a.Approver)
+		out.Approvers, out.Approved = append(out.Approvers, a.Approver), append(out.Approved, a.Trustee)
+	}
+	if rec.State == recovery.Open {
+		out.CanStill = slices.DeleteFunc(slices.Clone(rec.Trustees), func(t string) bool { return slices.Contains(out.Approved, t) })
 	}
 	return out, nil
 }
