@@ -70,6 +70,12 @@ func checkVolume(v enroll.VolumeState) (findings []finding) {
 	if len(findings) == 0 {
 		findings = append(findings, finding{Level: fine, Text: name + ": header and keyslots are those that were proved"})
 	}
+	if len(v.Behind) > 0 {
+		findings = append(findings, finding{
+			warning, name + ": " + strings.Join(v.Behind, ", ") + " did not answer when it was enrolled, and still lacks its part",
+			"run the same mandos-escrow enroll again, with a token that is valid there",
+		})
+	}
 	if v.Device != "" && len(v.Others) == 0 {
 		findings = append(findings, finding{
 			warning, name + ": only keyslots of ours open it: without the server nobody gets in but by a recovery",

@@ -176,6 +176,9 @@ func printVolumeState(g *globals, v enroll.VolumeState) {
 	for _, s := range v.Slots {
 		fmt.Fprintf(g.out, "keyslot %-2d %s passphrase, %s\n", s.Slot, s.Purpose, s.State)
 	}
+	for _, name := range v.Behind {
+		fmt.Fprintf(g.out, "%-10s IS STILL TO GET IT: run enroll again\n", safe(name))
+	}
 	for _, n := range v.Others {
 		fmt.Fprintf(g.out, "keyslot %-2d not ours\n", n)
 	}

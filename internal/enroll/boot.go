@@ -37,7 +37,7 @@ func (e *enrolment) bootConfig(boot bool, volumes ...*volume) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	conf := &unlock.Config{Machine: e.boot.Key.KeyID(), Threshold: 1, Servers: []unlock.Server{e.server()}, Volumes: before.Volumes}
+	conf := &unlock.Config{Machine: e.boot.Key.KeyID(), Threshold: e.Token.BootThreshold(), Servers: e.servers(), Volumes: before.Volumes}
 	for _, v := range volumes {
 		pins := v.header.Enrolled()
 		i := slices.IndexFunc(conf.Volumes, func(o unlock.Volume) bool { return o.UUID == pins.UUID })

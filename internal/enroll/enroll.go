@@ -66,6 +66,9 @@ type Result struct {
 	BootSlot     int    `json:"boot_slot"` // -1: none
 	RecoverySlot int    `json:"recovery_slot"`
 	Already      bool   `json:"already_enrolled"`
+	// Behind names servers that do not have all of it yet: they did not answer,
+	// and follow when this is run again. It is enrolled without them.
+	Behind []string `json:"behind,omitempty"`
 }
 
 // enrolment is one run.
@@ -75,9 +78,9 @@ type enrolment struct {
 	running *config.Identity
 	name    string
 	idHash  string // of the machine-id
-	client  *api.Client
+	peers   []*peer
 	policy  escrow.Policy
-	keys    []*seal.PublicKey
+	keys    map[string]*seal.PublicKey // of the trustees, by fingerprint
 	volumes []*volume
 }
 
@@ -110,10 +113,10 @@ func (e *enrolment) run(ctx context.Context) ([]Result, error) {
 	if err := e.prepare(ctx); err != nil {
 		return nil, err
 	}
+	defer e.hangUp()
 	if err := e.register(ctx); err != nil {
 		return nil, err
 	}
-	defer e.client.Close()
 	var results []Result
 	for _, v := range e.volumes {
 		r, err := e.enrollVolume(ctx, v)
@@ -130,8 +133,8 @@ func (e *enrolment) inspect(ctx context.Context) error {
 	if info, err := os.Stat(e.Root); err != nil || !info.IsDir() {
 		return fmt.Errorf("--root %s is not a folder", e.Root)
 	}
-	if len(e.Token.Servers) != 1 {
-		return fmt.Errorf("the token names %d servers; this version enrolls with one", len(e.Token.Servers))
+	if err := e.meet(); err != nil {
+		return err
 	}
 	if err := e.setName(); err != nil {
 		return err

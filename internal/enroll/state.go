@@ -39,6 +39,8 @@ type VolumeState struct {
 	Problem  string      `json:"problem,omitempty"`
 	Slots    []SlotState `json:"slots"`        // ours, once it is finished
 	Others   []int       `json:"others_slots"` // that open it and are not ours
+	// Behind names servers that are still to get packet and blob.
+	Behind []string `json:"behind,omitempty"`
 }
 
 // SlotState is what stands of one of our keyslots.
@@ -100,6 +102,10 @@ func (e *enrolment) volumeState(uuid string) VolumeState {
 		return s
 	}
 	s.Boot, s.Finished = j.boots(), j.committed
+	if s.Behind, err = e.owedTo(j); err != nil {
+		s.Problem = err.Error()
+		return s
+	}
 	v, err := e.locate(uuid, j, nil)
 	if err != nil {
 		s.Problem = err.Error()
@@ -120,6 +126,21 @@ func (e *enrolment) volumeState(uuid string) VolumeState {
 		s.Problem = err.Error()
 	}
 	return s
+}
+
+// owedTo names the servers that a finished enrolment has not reached yet.
+func (e *enrolment) owedTo(j *journal) (names []string, err error) {
+	owed, err := e.readUploads(j.uuid, j.packet)
+	if err != nil || owed == nil || !j.committed {
+		return nil, err
+	}
+	servers, err := e.readServers()
+	for _, s := range servers {
+		if _, ok := owed.blobs[s.KeyID]; ok {
+			names = append(names, s.Name)
+		}
+	}
+	return names, err
 }
 
 func (v *volume) materialOf(s slot) Material {

@@ -491,16 +491,21 @@ func (u *unenrolment) tell(ctx context.Context) error {
 	if _, err := os.Lstat(u.policyPath()); err == nil && len(servers) == 0 && !u.o.Offline {
 		return errors.New("it is not known any more which server this machine enrolled with: remove it there by hand, and give --offline")
 	}
+	var failed []error // one that does not answer keeps nobody from telling the others
 	for _, s := range servers {
 		told := ServerTold{Name: s.Name, KeyID: s.KeyID}
 		if !u.o.Offline {
 			if told.Packets, told.Unknown, err = u.tellOne(ctx, s); err != nil {
-				return fmt.Errorf("tell %s %w: %w", s.Name, ErrNotTold, err)
+				failed = append(failed, fmt.Errorf("tell %s %w: %w", s.Name, ErrNotTold, err))
+				continue
 			}
 			told.Told = true
 			u.Progress("%s: told", s.Name)
 		}
 		u.result.Servers = append(u.result.Servers, told)
+	}
+	if len(failed) > 0 {
+		return errors.Join(failed...)
 	}
 	u.Checkpoint("told the servers")
 	return nil
