@@ -50,6 +50,8 @@ e2e: build
 	@test/e2e/main-job.sh bin luks1
 	@echo 'e2e: the main job on LUKS2'
 	@test/e2e/main-job.sh bin luks2
+	@echo 'e2e: five servers, any three'
+	@test/e2e/several-servers.sh bin
 
 # The time of the last commit is that of every file, so that the same commit
 # gives the same packages.

@@ -76,11 +76,11 @@ func newAdminList(g *globals) *cobra.Command {
 		Short: "list administrators",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var admins []api.AdminInfo
-			if err := g.call(cmd.Context(), "GET", "/v1/admins", nil, &admins); err != nil {
+			answers, err := lists[api.AdminInfo](cmd.Context(), g, "/v1/admins")
+			if err != nil {
 				return err
 			}
-			return list(g, admins, []string{"NAME", "ROLE", "KEY ID", "STATE"}, func(a api.AdminInfo) []string {
+			return listOfEach(g, answers, []string{"NAME", "ROLE", "KEY ID", "STATE"}, func(a api.AdminInfo) []string {
 				state := "active"
 				switch {
 				case a.Removed:

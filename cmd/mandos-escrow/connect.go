@@ -29,13 +29,33 @@ type session struct {
 }
 
 // connect acts on the server itself with --state, and as an administrator
-// otherwise.
+// otherwise: at one server.
 func (g *globals) connect(ctx context.Context) (*session, error) {
+	c, err := g.connectAll(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(c) == 1 {
+		return c[0], nil
+	}
+	defer c.close()
+	names := []string{}
+	for _, s := range c {
+		names = append(names, safe(s.Name))
+	}
+	return nil, usage("this acts on one server, and the home is known to %d (%s): name one with --server", len(c), strings.Join(names, ", "))
+}
+
+// connectAll is connect for what can be done at several servers.
+func (g *globals) connectAll(ctx context.Context) (circle, error) {
 	switch {
 	case g.state != "" && g.home != "":
 		return nil, usage("--state acts on the server itself, --home as an administrator: give one of them")
+	case g.state != "" && g.server != "":
+		return nil, usage("--state acts on the server itself: leave --server out")
 	case g.state != "":
-		return g.connectState(ctx)
+		s, err := g.connectState(ctx)
+		return circle{s}, err
 	}
 	return g.connectHome()
 }
@@ -59,7 +79,9 @@ func (g *globals) connectState(ctx context.Context) (*session, error) {
 	return &session{Client: c, close: func() { state.Close() }}, nil
 }
 
-func (g *globals) connectHome() (*session, error) {
+// connectHome makes a session for each server that the home is known to, or for
+// the one that --server names.
+func (g *globals) connectHome() (circle, error) {
 	dir, err := g.homeDir()
 	if err != nil {
 		return nil, err
@@ -73,28 +95,56 @@ func (g *globals) connectHome() (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch len(members) {
-	case 0:
+	if len(members) == 0 {
 		return nil, fmt.Errorf("%w: %s is known to no server yet: `mandos-escrow --home %s admin login --invite-file FILE`", config.ErrHome, dir, dir)
-	case 1:
-	default:
-		names := []string{}
-		for _, m := range members {
-			names = append(names, m.Server.Name)
-		}
-		return nil, fmt.Errorf("%w: %s is known to %d servers (%s); this version acts on one: use a home for each", config.ErrHome, dir, len(members), strings.Join(names, ", "))
 	}
-	m := members[0]
+	if members, err = chosen(members, g.server); err != nil {
+		return nil, err
+	}
 	if err := home.ForgetOver(time.Now()); err != nil {
 		g.warn(fmt.Sprintf("one-off keys of requests that are over are still in %s: %v", dir, err))
 	}
-	witness := api.NewWitness(home.HeadFile(m.Server.KeyID), m.Server.KeyID)
-	witness.Warn = g.warn
-	c, err := api.Dial(m.Server, key, witness)
-	if err != nil {
-		return nil, err
+	var c circle
+	for _, m := range members {
+		witness := api.NewWitness(home.HeadFile(m.Server.KeyID), m.Server.KeyID)
+		witness.Warn = func(text string) { g.warn(safe(m.Server.Name) + ": " + text) }
+		client, err := api.Dial(m.Server, key, witness)
+		if err != nil {
+			return nil, err
+		}
+		c = append(c, &session{Client: client, close: client.Close, home: home, key: key, membership: m})
 	}
-	return &session{Client: c, close: c.Close, home: home, key: key, membership: m}, nil
+	return c, nil
+}
+
+// chosen are the memberships that a word means: a server's name, or its key ID or
+// the beginning of it; all without a word.
+func chosen(members []config.Membership, word string) ([]config.Membership, error) {
+	if word == "" {
+		return members, nil
+	}
+	var fits []config.Membership
+	names := []string{}
+	for _, m := range members {
+		if id := string(m.Server.KeyID); m.Server.Name == word || len(word) >= 4 && strings.HasPrefix(id, strings.ToLower(word)) {
+			fits = append(fits, m)
+		}
+		names = append(names, safe(m.Server.Name)+", key ID "+m.Server.KeyID.Short())
+	}
+	if len(fits) != 1 {
+		return nil, usage("--server %s means %d of the servers that this home is known to:\n  %s", word, len(fits), strings.Join(names, "\n  "))
+	}
+	return fits, nil
+}
+
+// serverID is the key ID of the server, which a home has pinned.
+func (s *session) serverID(ctx context.Context) (identity.KeyID, error) {
+	if s.key != nil {
+		return s.membership.Server.KeyID, nil
+	}
+	var status api.Status
+	err := s.Call(ctx, "GET", "/v1/status", nil, &status)
+	return status.KeyID, err
 }
 
 // call connects, makes one call, and closes.

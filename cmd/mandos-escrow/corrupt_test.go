@@ -138,6 +138,8 @@ func (c *corrupt) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = json.NewDecoder(r.Body).Decode(&in)
 		c.filed = in.Signed
 		out = api.Request{ID: must(recovery.ParseRequest(in.Signed)).ID, State: recovery.Open, Approvers: []string{}}
+	case r.Method == "GET" && path == "/v1/requests/"+c.filedID():
+		out = c.described()
 	case strings.HasSuffix(path, "/material"):
 		m := c.honestMaterial(c.packet)
 		c.material(&m)
@@ -162,6 +164,23 @@ func (c *corrupt) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		out = api.Errorf(api.CodeNotFound, "not here")
 	}
 	_ = json.NewEncoder(w).Encode(out)
+}
+
+func (c *corrupt) filedID() string {
+	if c.filed == nil {
+		return "none"
+	}
+	return must(recovery.ParseRequest(c.filed)).ID
+}
+
+// described is the request as the server lists it.
+func (c *corrupt) described() api.Request {
+	r := api.Request{ID: c.filedID(), State: recovery.Open, Approvers: []string{}, Approved: []string{}, Threshold: c.packet.Threshold}
+	for _, a := range c.approved {
+		approval := must(recovery.ParseApproval(a.Approval, recovery.Digest(c.filed), a.Share))
+		r.Approvers, r.Approved = append(r.Approvers, approval.Approver), append(r.Approved, approval.Trustee)
+	}
+	return r
 }
 
 func hexSum(data []byte) string {

@@ -27,7 +27,7 @@ func newEnroll(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "enroll {--token-file FILE --device DEV... | --test}",
 		Short: "register this machine and escrow its volumes",
-		Long: `Registers this machine at the token's server, escrows the volume key and a new
+		Long: `Registers this machine at the token's servers, escrows the volume key and a new
 recovery passphrase of each device, and prepares unattended boot with a new boot
 passphrase. Both passphrases get a keyslot each and are proved to open it.
 
@@ -36,6 +36,10 @@ initramfs-tools or dracut, whichever makes them, has the image of every kernel
 made anew, and looks into it. If that fails, images and files are as they were,
 the escrow stands, and the exit code is 1. Where another program makes the images
 it says so, and leaves them alone.
+
+With several servers (token merge) each keeps the whole packet and a share of the
+boot passphrase. One that does not answer is named, and gets its part when the same
+command is run again; with fewer than are needed nothing counts.
 
 With --test it does what the next boot does, and says for each step whether it
 went well: the boot program fetches each volume's boot passphrase and decrypts

@@ -49,6 +49,7 @@ var exits = []struct {
 	code int
 	errs []error
 }{
+	{exitUsage, []error{secret.ErrWeak, enroll.ErrName, api.ErrMerge}},
 	{exitFailed, []error{seal.ErrPassphrase, cryptsetup.ErrPassphrase}},
 	{exitMismatch, []error{errOtherVolume, luks.ErrMismatch, luks.ErrVolumeKey}},
 	{exitRefused, []error{
@@ -63,7 +64,6 @@ var exits = []struct {
 		recovery.ErrRequest, recovery.ErrApproval, recovery.ErrShare, identity.ErrSignature, store.ErrAudit, store.ErrKey, store.ErrDamaged,
 		luks.ErrNotLUKS, luks.ErrDamaged, luks.ErrTooExpensive, luks.ErrUnsupported, luks.ErrRequirement, server.ErrBackup, unlock.ErrConfig, unlock.ErrBlob,
 	}},
-	{exitUsage, []error{secret.ErrWeak, enroll.ErrName}},
 }
 
 var apiExits = map[api.Code]int{

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/url"
@@ -29,16 +30,41 @@ func newPacketList(g *globals) *cobra.Command {
 		Short: "list packets; never a secret",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var packets []api.Packet
-			if err := g.call(cmd.Context(), "GET", "/v1/packets", nil, &packets); err != nil {
+			answers, err := lists[api.Packet](cmd.Context(), g, "/v1/packets")
+			if err != nil {
 				return err
 			}
-			return list(g, packets, []string{"ID", "MACHINE", "VOLUME", "STATE", "STORED", "REVEALED"}, func(p api.Packet) []string {
-				return []string{p.ID, p.Machine, p.Volume.UUID, stateOf(p), when(p.Stored), strings.Join(revealed(p), " ")}
+			return list(g, mergePackets(answers), []string{"ID", "MACHINE", "VOLUME", "STATE", "STORED", "REVEALED"}, func(p packetAt) []string {
+				return []string{p.ID, p.Machine, p.Volume.UUID, p.states, when(p.Stored), strings.Join(revealed(p.Packet), " ")}
 			})
 		},
 	}
 	return g.withState(g.withJSON(cmd), "")
+}
+
+// packetAt is a packet, as the first server that was asked has it, with what else
+// the servers say of it when there are several.
+type packetAt struct {
+	api.Packet
+	At     []stateAt `json:"at,omitempty"`
+	states string
+}
+
+func mergePackets(answers []answer[[]api.Packet]) []packetAt {
+	out := []packetAt{}
+	for _, same := range group(answers, func(p api.Packet) string { return p.ID }) {
+		p := packetAt{Packet: same[0].value, states: perServer(same, stateOf)}
+		for _, a := range same {
+			if len(answers) > 1 {
+				p.At = append(p.At, stateAt{a.Name, stateOf(a.value)})
+			}
+			for payload, at := range a.value.RevealedAt { // one server may have released what another did not
+				p.Entry = p.Reveal(payload, at)
+			}
+		}
+		out = append(out, p)
+	}
+	return out
 }
 
 func stateOf(p api.Packet) string {
@@ -64,10 +90,24 @@ func newPacketShow(g *globals) *cobra.Command {
 		Short: "show what is known of a packet; never a secret",
 		Args:  exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var p api.Packet
-			if err := g.call(cmd.Context(), "GET", "/v1/packets/"+url.PathEscape(args[0]), nil, &p); err != nil {
+			c, err := g.connectAll(cmd.Context())
+			if err != nil {
 				return err
 			}
+			defer c.close()
+			path := "/v1/packets/" + url.PathEscape(args[0])
+			answers, err := good(g, askAll(c, func(s *session) (out []api.Packet, err error) {
+				out = make([]api.Packet, 1)
+				return out, s.Call(cmd.Context(), "GET", path, nil, &out[0])
+			}))
+			if err != nil {
+				return err
+			}
+			found := mergePackets(answers)
+			if len(found) != 1 {
+				return api.Errorf(api.CodeAmbiguous, "%q means different packets at different servers; give more of its id", args[0])
+			}
+			p := found[0]
 			if g.json {
 				return g.printJSON(p)
 			}
@@ -81,12 +121,12 @@ func newPacketShow(g *globals) *cobra.Command {
 				{"volume UUID", p.Volume.UUID},
 				{"volume label", p.Volume.Label},
 				{"volume by-id", p.Volume.ByID},
-				{"state", stateOf(p)},
+				{"state", p.states},
 				{"created", when(p.Created)},
 				{"stored", when(p.Stored)},
 				{"verified", when(p.VerifiedAt)},
 				{"obsolete since", when(p.ObsoleteAt)},
-				{"revealed", strings.Join(revealed(p), " ")},
+				{"revealed", strings.Join(revealed(p.Packet), " ")},
 				{"size", fmt.Sprint(p.Size)},
 				{"SHA-256", p.Digest},
 			} {
@@ -111,17 +151,34 @@ without their keys. docs/packet-format.md shows how stock gpg opens it.`,
 			if out == "" {
 				return usage("packet export needs --out FILE, - for standard output")
 			}
-			s, err := g.connect(cmd.Context())
+			c, err := g.connectAll(cmd.Context())
 			if err != nil {
 				return err
 			}
-			defer s.close()
-			path := "/v1/packets/" + url.PathEscape(args[0]) + "/file"
-			return g.writeFrom(out, func(w io.Writer) error { return s.Stream(cmd.Context(), path, w) })
+			defer c.close()
+			return exportPacket(cmd.Context(), g, c, args[0], out)
 		},
 	}
 	cmd.Flags().StringVar(&out, "out", "", "file to write, - for standard output")
 	return g.withState(cmd, "")
+}
+
+// exportPacket writes a packet of the first server that has it: each keeps the
+// whole one.
+func exportPacket(ctx context.Context, g *globals, c circle, id, out string) error {
+	answers := askAll(c, func(s *session) (api.Packet, error) {
+		var p api.Packet
+		return p, s.Call(ctx, "GET", "/v1/packets/"+url.PathEscape(id), nil, &p)
+	})
+	if len(c) == 1 { // whose export says what is wrong
+		answers[0].err = nil
+	}
+	holding, err := good(g, answers)
+	if err != nil {
+		return err
+	}
+	path := "/v1/packets/" + url.PathEscape(id) + "/file"
+	return g.writeFrom(out, func(w io.Writer) error { return holding[0].Stream(ctx, path, w) })
 }
 
 func newPacketChange(g *globals, verb, short, route string, body any) *cobra.Command {
@@ -130,7 +187,13 @@ func newPacketChange(g *globals, verb, short, route string, body any) *cobra.Com
 		Short: short,
 		Args:  exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.call(cmd.Context(), "POST", "/v1/packets/"+url.PathEscape(args[0])+"/"+route, body, nil)
+			c, err := g.connectAll(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer c.close()
+			_, err = everywhere(callAll[api.Packet](cmd.Context(), c, "POST", "/v1/packets/"+url.PathEscape(args[0])+"/"+route, body))
+			return err
 		},
 	}
 	return g.withState(cmd, "")

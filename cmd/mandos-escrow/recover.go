@@ -47,6 +47,10 @@ func newRecover(g *globals) *cobra.Command {
   --restore   puts a new passphrase on the volume from such a packet
   --open      writes what is in such a packet to a file or the terminal
 
+With several servers, and a packet that N of them open, log in at each with one
+home: the request goes to all, with one id and the same six words; approvers know
+one server each; --release collects when N have approved, and exits with 3 before.
+
 The server cannot read any of it, and needs nobody's trust for it: the words are
 of the request as the requester signed it.`,
 		Example: `  mandos-escrow recover --request --volume laptop7 --reason 'forgot it'
@@ -133,19 +137,16 @@ func runRequest(ctx context.Context, g *globals, o recoverOptions) error {
 	if o.lifetime < time.Minute || o.lifetime > recovery.MaxLifetime {
 		return usage("--lifetime %s: from 1m to %s", o.lifetime, recovery.MaxLifetime)
 	}
-	s, err := g.connectHome()
+	c, err := g.connectHome()
 	if err != nil {
 		return err
 	}
-	defer s.close()
-	var head api.PacketHead
-	if err := s.Call(ctx, "GET", "/v1/recoverable?volume="+url.QueryEscape(o.volume), nil, &head); err != nil {
-		return err
-	}
-	request, err := s.bind(head, o)
+	defer c.close()
+	found, err := c.findPacket(ctx, g, o)
 	if err != nil {
 		return err
 	}
+	request := found.request
 	now := time.Now().Truncate(time.Second)
 	oneOff, err := seal.Generate("one-off key of a recovery request", now)
 	if err != nil {
@@ -153,7 +154,7 @@ func runRequest(ctx context.Context, g *globals, o recoverOptions) error {
 	}
 	request.ID, request.Recipient = secret.ID(), oneOff.Public()
 	request.Created, request.Expires = now, now.Add(o.lifetime)
-	signed, err := request.Sign(s.key)
+	signed, err := request.Sign(c[0].key)
 	if err != nil {
 		return err
 	}
@@ -162,12 +163,13 @@ func runRequest(ctx context.Context, g *globals, o recoverOptions) error {
 		return err
 	}
 	defer secret.Wipe(keyText)
-	if err := s.home.KeepRequest(request.ID, signed, keyText); err != nil {
+	home := c[0].home
+	if err := home.KeepRequest(request.ID, signed, keyText); err != nil {
 		return err
 	}
-	var filed api.Request
-	if err := s.Call(ctx, "POST", "/v1/requests", api.Signed{Signed: signed}, &filed); err != nil {
-		_ = s.home.ForgetRequest(request.ID)
+	filed, err := found.file(ctx, g, request.ID, signed)
+	if err != nil {
+		_ = home.ForgetRequest(request.ID)
 		return err
 	}
 	filed.Words = recovery.Words(recovery.Digest(signed))
@@ -175,18 +177,21 @@ func runRequest(ctx context.Context, g *globals, o recoverOptions) error {
 		return g.printJSON(filed)
 	}
 	fmt.Fprintf(g.out, "request  %s\nvolume   %s of %s\nwords    %s\n", request.ID, safe(request.VolumeUUID), safe(request.Machine), filed.Words)
-	g.say("read the six words to somebody who may approve it, by telephone or in person; then: mandos-escrow recover --release %s", request.ID[:8])
+	who := "somebody who may approve it"
+	if filed.Threshold > 1 {
+		who = fmt.Sprintf("people who may approve it, with the keys of %d trustees", filed.Threshold)
+	}
+	g.say("read the six words to %s, by telephone or in person; then: mandos-escrow recover --release %s", who, request.ID[:8])
 	return nil
 }
 
 // bind fills a request with what the server says about the packet. Should that
 // be a lie, the release does not open: the shares and the packet are checked
 // against it.
-func (s *session) bind(head api.PacketHead, o recoverOptions) (recovery.Request, error) {
-	var r recovery.Request
+func (s *session) bind(head api.PacketHead, o recoverOptions) (r recovery.Request, b *escrow.Brief, err error) {
 	payloadDigest, ok := head.PayloadDigests[o.payload]
 	if !ok {
-		return r, fmt.Errorf("the packet has no payload %q", o.payload)
+		return r, nil, fmt.Errorf("the packet has no payload %q", o.payload)
 	}
 	for _, d := range []struct {
 		text string
@@ -194,24 +199,23 @@ func (s *session) bind(head api.PacketHead, o recoverOptions) (recovery.Request,
 	}{{head.Digest, &r.PacketDigest}, {payloadDigest, &r.PayloadDigest}} {
 		raw, err := hex.DecodeString(d.text)
 		if err != nil || len(raw) != 32 {
-			return r, fmt.Errorf("%w: digest of a packet", recovery.ErrRequest)
+			return r, nil, fmt.Errorf("%w: digest of a packet", recovery.ErrRequest)
 		}
 		copy(d.to[:], raw)
 	}
-	b, err := escrow.ParseBrief(head.Header, o.payload, r.PayloadDigest, nil)
-	if err != nil {
-		return r, err
+	if b, err = escrow.ParseBrief(head.Header, o.payload, r.PayloadDigest, nil); err != nil {
+		return r, nil, err
 	}
-	if b.PolicyDigest != s.membership.Policy.Digest() {
-		return r, fmt.Errorf("%w: packet %s is sealed under another policy", errForeign, b.ID)
+	if err := s.membership.Policy.Accept(&b.Header); err != nil {
+		return r, nil, fmt.Errorf("%w: packet %s is sealed under another policy: %w", errForeign, b.ID, err)
 	}
 	if !names(o.volume, b) {
-		return r, fmt.Errorf("%w: asked for %q, the server answered with volume %s of machine %s", errForeign, o.volume, b.Volume.UUID, safe(b.Machine))
+		return r, nil, fmt.Errorf("%w: asked for %q, the server answered with volume %s of machine %s", errForeign, o.volume, b.Volume.UUID, safe(b.Machine))
 	}
 	r.PacketID, r.HeaderDigest, r.Payload = b.ID, b.HeaderDigest, o.payload
 	r.VolumeUUID, r.Machine = b.Volume.UUID, b.Machine
 	r.Requester, r.RequesterID, r.Reason = s.membership.Name, s.key.KeyID(), o.reason
-	return r, nil
+	return r, b, nil
 }
 
 // names reports whether a packet is what somebody asked for by a word.
@@ -228,26 +232,27 @@ func names(word string, b *escrow.Brief) bool {
 }
 
 func runRequests(ctx context.Context, g *globals) error {
-	var requests []api.Request
-	s, err := g.connectHome()
+	c, err := g.connectHome()
 	if err != nil {
 		return err
 	}
-	defer s.close()
-	if err := s.Call(ctx, "GET", "/v1/requests", nil, &requests); err != nil {
+	defer c.close()
+	answers, err := good(g, callAll[[]api.Request](ctx, c, "GET", "/v1/requests", nil))
+	if err != nil {
 		return err
 	}
+	requests := mergeRequests(answers)
 	for _, r := range requests {
 		if r.State == recovery.Denied {
-			if err := s.home.ForgetUncollected(r.ID); err != nil {
+			if err := c[0].home.ForgetUncollected(r.ID); err != nil {
 				return err
 			}
 		}
 	}
-	return list(g, requests, []string{"ID", "STATE", "VOLUME", "MACHINE", "FOR", "BY", "APPROVED", "EXPIRES", "REASON"}, func(r api.Request) []string {
+	return list(g, requests, []string{"ID", "STATE", "VOLUME", "MACHINE", "FOR", "BY", "APPROVED", "CAN STILL", "EXPIRES", "REASON"}, func(r requestAt) []string {
 		return []string{
 			r.ID[:min(8, len(r.ID))], string(r.State), r.Volume, r.Machine, r.Payload, r.Requester,
-			strings.TrimSpace(fmt.Sprintf("%d of %d %s", len(r.Approvers), r.Threshold, strings.Join(r.Approvers, ","))), when(r.Expires), r.Reason,
+			strings.TrimSpace(fmt.Sprintf("%d of %d %s", len(r.Approved), r.Threshold, strings.Join(r.Approvers, ","))), c.trusteeNames(r.CanStill), when(r.Expires), r.Reason,
 		}
 	})
 }
@@ -256,13 +261,13 @@ func runRequests(ctx context.Context, g *globals) error {
 // key. It asks for that key's passphrase last: after the words, the packet, the
 // policy and the key itself are found to be what they must be.
 func runApprove(ctx context.Context, g *globals, o recoverOptions) error {
-	s, err := g.connectHome()
+	c, err := g.connectHome()
 	if err != nil {
 		return err
 	}
-	defer s.close()
-	var m api.Material
-	if err := s.Call(ctx, "GET", "/v1/requests/"+url.PathEscape(o.approve)+"/material", nil, &m); err != nil {
+	defer c.close()
+	s, m, err := c.material(ctx, g, o)
+	if err != nil {
 		return err
 	}
 	request, err := recovery.ParseRequest(m.Request)
@@ -312,6 +317,9 @@ func runApprove(ctx context.Context, g *globals, o recoverOptions) error {
 		return err
 	}
 	g.say("approved: %d of %d", len(after.Approvers), after.Threshold)
+	if brief.Threshold > len(after.Approvers) {
+		g.say("%d of these %d trustees must agree: %s; who has another one's key approves where they are known", brief.Threshold, len(brief.Trustees), c.trusteeNames(brief.Trustees))
+	}
 	return nil
 }
 
@@ -324,7 +332,7 @@ func (s *session) checkMaterial(request *recovery.Request, m api.Material) (*esc
 		return nil, err
 	case brief.HeaderDigest != request.HeaderDigest || brief.ID != request.PacketID || brief.Volume.UUID != request.VolumeUUID || brief.Machine != request.Machine:
 		return nil, fmt.Errorf("%w: the server served another packet than the one that was asked for", recovery.ErrRequest)
-	case brief.PolicyDigest != s.membership.Policy.Digest():
+	case s.membership.Policy.Accept(&brief.Header) != nil:
 		return nil, fmt.Errorf("%w: the packet is sealed under another policy", errForeign)
 	case !time.Now().Before(request.Expires):
 		return nil, recovery.ErrExpired
@@ -337,7 +345,7 @@ func (s *session) checkMaterial(request *recovery.Request, m api.Material) (*esc
 func showRequest(g *globals, r *recovery.Request, b *escrow.Brief) {
 	g.say("request   %s by %s, expires %s", r.ID, quoted(r.Requester), when(r.Expires))
 	g.say("asks for  the %s of volume %s of machine %s", safe(r.Payload), safe(b.Volume.UUID), quoted(b.Machine))
-	g.say("packet    %s, made %s", b.ID, when(b.Created))
+	g.say("packet    %s, made %s, opens with the shares of %d of %d trustees", b.ID, when(b.Created), b.Threshold, len(b.Trustees))
 	g.say("reason    %s", quoted(r.Reason))
 }
 
@@ -373,18 +381,21 @@ func runDeny(ctx context.Context, g *globals, o recoverOptions) error {
 	if err := checkPrintable("--reason", o.reason); o.reason != "" && err != nil {
 		return err
 	}
-	s, err := g.connectHome()
+	c, err := g.connectHome()
 	if err != nil {
 		return err
 	}
-	defer s.close()
-	var after api.Request
-	if err := s.Call(ctx, "POST", "/v1/requests/"+url.PathEscape(o.deny)+"/deny", api.Deny{Reason: o.reason}, &after); err != nil {
-		return err
+	defer c.close()
+	denied, err := everywhere(callAll[api.Request](ctx, c, "POST", "/v1/requests/"+url.PathEscape(o.deny)+"/deny", api.Deny{Reason: o.reason}))
+	for _, after := range denied {
+		if err := after.home.ForgetUncollected(after.value.ID); err != nil { // if it was one's own
+			return err
+		}
+		where := ""
+		if len(c) > 1 {
+			where = " at " + safe(after.Name)
+		}
+		g.say("request %s is %s%s", safe(after.value.ID), safe(string(after.value.State)), where)
 	}
-	if err := s.home.ForgetUncollected(after.ID); err != nil { // if it was one's own
-		return err
-	}
-	g.say("request %s is %s", safe(after.ID), safe(string(after.State)))
-	return nil
+	return err
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/term"
@@ -31,99 +34,272 @@ func runRelease(ctx context.Context, g *globals, o recoverOptions) error {
 		return err
 	}
 	defer cleanup()
-	s, err := g.connectHome()
+	c, err := g.connectHome()
 	if err != nil {
 		return err
 	}
-	defer s.close()
-	id, err := s.home.FindRequest(o.release)
+	defer c.close()
+	home := c[0].home
+	id, err := home.FindRequest(o.release)
 	if err != nil {
 		return err
 	}
-	signed, keyText, err := s.home.Request(id)
+	r, err := newRelease(home, id)
 	if err != nil {
 		return err
 	}
-	defer secret.Wipe(keyText)
-	released, kept, err := s.collect(ctx, id)
-	if err != nil {
-		return err
-	}
-	opened, err := s.openRelease(signed, keyText, released)
+	defer r.wipe()
+	opened, err := r.collect(ctx, g, c)
 	if err != nil {
 		return err
 	}
 	defer opened.Wipe()
-	if err := s.home.KeepRelease(id, kept); err != nil {
+	if err := r.keep(); err != nil {
 		return err
 	}
 	if err := deliver(opened); err != nil {
 		return err
 	}
-	return s.home.ForgetRequest(id)
+	return home.ForgetRequest(id)
 }
 
-// collect asks the server once. Its reply, which only the one-off key opens, is
-// kept, if it opens, until it was delivered, so that a full disk or a wrong
-// device afterwards does not cost another approval.
-func (s *session) collect(ctx context.Context, id string) (released *api.Release, kept []byte, err error) {
-	released = &api.Release{}
-	kept, err = s.home.Release(id)
+// release is what was collected of a request: the packet, and re-sealed shares,
+// which only the request's one-off key opens. What a server gave it gives once, so
+// all is kept until it was delivered: neither a full disk or a wrong device
+// afterwards costs another approval, nor a server that does not answer.
+type release struct {
+	home    config.Home
+	id      string
+	signed  []byte
+	request *recovery.Request
+	digest  [32]byte
+	oneOff  *seal.PrivateKey
+	kept    api.Release
+	packet  *escrow.Packet
+	shares  []*escrow.Share
+	idle    circle // servers where the request is open, and nothing is to be collected
+}
+
+// newRelease takes up what an earlier run has kept.
+func newRelease(home config.Home, id string) (*release, error) {
+	signed, keyText, err := home.Request(id)
+	if err != nil {
+		return nil, err
+	}
+	defer secret.Wipe(keyText)
+	r := &release{home: home, id: id, signed: signed, digest: recovery.Digest(signed)}
+	if r.request, err = recovery.ParseRequest(signed); err != nil {
+		return nil, err
+	}
+	if r.oneOff, err = seal.ParsePrivate(keyText, nil); err != nil {
+		return nil, err
+	}
+	data, err := home.Release(id)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := s.Call(ctx, "POST", "/v1/requests/"+url.PathEscape(id)+"/release", nil, released); err != nil {
-			return nil, nil, err
-		}
-		kept, err = json.Marshal(released)
-		return released, kept, err
+		return r, nil
 	}
-	if err != nil {
-		return nil, nil, err
+	var kept api.Release
+	if err == nil {
+		err = json.Unmarshal(data, &kept)
 	}
-	return released, kept, json.Unmarshal(kept, released)
+	if err == nil {
+		err = r.add(kept, nil)
+	}
+	return r, err
 }
 
-// openRelease combines the re-sealed shares. Everything is checked against the
-// request as this home signed it.
-func (s *session) openRelease(signed, keyText []byte, released *api.Release) (*escrow.Opened, error) {
-	if !bytes.Equal(signed, released.Request) {
-		return nil, fmt.Errorf("%w: the server released another request", recovery.ErrRequest)
+func (r *release) wipe() {
+	for _, share := range r.shares {
+		share.Wipe()
 	}
-	request, err := recovery.ParseRequest(signed)
+}
+
+func (r *release) keep() error {
+	data, err := json.Marshal(r.kept)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	oneOff, err := seal.ParsePrivate(keyText, nil)
-	if err != nil {
-		return nil, err
+	return r.home.KeepRelease(r.id, data)
+}
+
+// complete reports whether there are as many shares as the packet needs.
+func (r *release) complete() bool { return r.packet != nil && len(r.shares) >= r.packet.Threshold }
+
+// has reports whether the share of a trustee is there.
+func (r *release) has(trustee string) bool {
+	return slices.ContainsFunc(r.shares, func(s *escrow.Share) bool { return r.packet.Trustees[s.Index-1] == trustee })
+}
+
+// add takes what one server released. Everything is checked against the request
+// as this home signed it, and each share against the packet that the request
+// binds, before any of it is taken. pinned is the server's policy; nil for what
+// this home has kept, which was compared with it then.
+func (r *release) add(released api.Release, pinned *escrow.Policy) error {
+	if !bytes.Equal(r.signed, released.Request) {
+		return fmt.Errorf("%w: the server released another request", recovery.ErrRequest)
 	}
 	packet, err := escrow.Parse(released.Packet)
 	if err != nil {
+		return err
+	}
+	if packet.Digest != r.request.PacketDigest {
+		return fmt.Errorf("%w: the server released another packet", recovery.ErrRequest)
+	}
+	if pinned != nil {
+		if err := pinned.Accept(&packet.Header); err != nil {
+			return fmt.Errorf("%w: %w", errForeign, err)
+		}
+	}
+	var shares []*escrow.Share
+	var approvals []api.Approve
+	for _, a := range released.Approvals {
+		share, err := r.openShare(packet, a, shares)
+		if err != nil {
+			for _, s := range shares {
+				s.Wipe()
+			}
+			return err
+		}
+		shares, approvals = append(shares, share), append(approvals, a)
+	}
+	r.packet, r.kept.Request, r.kept.Packet = packet, released.Request, released.Packet
+	for i, share := range shares {
+		if r.has(packet.Trustees[share.Index-1]) { // another server has it too
+			share.Wipe()
+			continue
+		}
+		r.shares, r.kept.Approvals = append(r.shares, share), append(r.kept.Approvals, approvals[i])
+	}
+	return nil
+}
+
+func (r *release) openShare(packet *escrow.Packet, a api.Approve, before []*escrow.Share) (*escrow.Share, error) {
+	if _, err := recovery.ParseApproval(a.Approval, r.digest, a.Share); err != nil {
 		return nil, err
 	}
-	if packet.Digest != request.PacketDigest {
-		return nil, fmt.Errorf("%w: the server released another packet", recovery.ErrRequest)
+	share, err := recovery.OpenResealed(a.Share, r.oneOff, r.digest)
+	if err != nil {
+		return nil, err
 	}
-	if err := packet.CheckPolicy(s.membership.Policy); err != nil {
-		return nil, fmt.Errorf("%w: %w", errForeign, err)
+	err = packet.CheckShare(r.request.Payload, share)
+	if err == nil && slices.ContainsFunc(before, func(s *escrow.Share) bool { return s.Index == share.Index }) {
+		err = &escrow.ShareError{Index: share.Index, Trustee: packet.Trustees[share.Index-1], Err: escrow.ErrDuplicateShare}
 	}
-	digest := recovery.Digest(signed)
-	var shares []*escrow.Share
-	defer func() {
-		for _, share := range shares {
-			share.Wipe()
-		}
-	}()
-	for _, a := range released.Approvals {
-		if _, err := recovery.ParseApproval(a.Approval, digest, a.Share); err != nil {
-			return nil, err
-		}
-		share, err := recovery.OpenResealed(a.Share, oneOff, digest)
-		if err != nil {
-			return nil, err
-		}
-		shares = append(shares, share)
+	if err != nil {
+		share.Wipe()
+		return nil, err
 	}
-	return packet.Open(request.Payload, shares)
+	return share, nil
+}
+
+// collect gathers shares until they open the packet. Of several servers none is
+// made to give out what it has, which it does once, before there are enough at all.
+func (r *release) collect(ctx context.Context, g *globals, c circle) (*escrow.Opened, error) {
+	var errs []error
+	if !r.complete() {
+		giving := c
+		if len(c) > 1 {
+			var err error
+			if giving, err = r.whoCan(ctx, g, c); err != nil {
+				return nil, err
+			}
+		}
+		for _, s := range giving {
+			err := r.from(ctx, s)
+			if err != nil && len(c) == 1 {
+				return nil, err
+			}
+			if err != nil {
+				errs = append(errs, answer[any]{session: s, err: err}.fault())
+			}
+		}
+		if len(c) > 1 && !r.complete() {
+			if len(errs) == 0 {
+				errs = append(errs, fmt.Errorf("%w: a server gave fewer shares than it said", api.ErrReply))
+			}
+			return nil, fmt.Errorf("%d shares were collected, and kept; run this again for the rest: %w", len(r.shares), errors.Join(errs...))
+		}
+	}
+	for _, err := range errs {
+		g.warn(err.Error())
+	}
+	opened, err := r.packet.Open(r.request.Payload, r.shares)
+	if err == nil {
+		r.end(ctx)
+	}
+	return opened, err
+}
+
+// from collects what one server has. What does not make up the packet yet is kept
+// at once.
+func (r *release) from(ctx context.Context, s *session) error {
+	var released api.Release
+	if err := s.Call(ctx, "POST", "/v1/requests/"+url.PathEscape(r.id)+"/release", nil, &released); err != nil {
+		return err
+	}
+	if err := r.add(released, &s.membership.Policy); err != nil {
+		return err
+	}
+	if len(r.shares) == 0 || r.complete() {
+		return nil
+	}
+	return r.keep()
+}
+
+// whoCan finds the servers that have a share which is not here yet. With those
+// that are here they must be enough. A server that the request did not reach, being
+// down then, gets it now.
+func (r *release) whoCan(ctx context.Context, g *globals, c circle) (circle, error) {
+	answers := callAll[api.Request](ctx, c, "GET", "/v1/requests/"+url.PathEscape(r.id), nil)
+	var giving circle
+	var faults, approved []string
+	for _, share := range r.shares {
+		approved = append(approved, r.packet.Trustees[share.Index-1])
+	}
+	needed := 1
+	for _, a := range answers {
+		switch {
+		case api.CodeOf(a.err) == api.CodeNotFound:
+			if err := a.Call(ctx, "POST", "/v1/requests", api.Signed{Signed: r.signed}, nil); err == nil {
+				faults = append(faults, safe(a.Name)+" has the request only now")
+			}
+			continue
+		case a.err != nil:
+			faults = append(faults, a.fault().Error())
+			continue
+		case a.value.State != recovery.Open && a.value.State != recovery.Approved:
+			faults = append(faults, fmt.Sprintf("at %s it is %s", safe(a.Name), safe(string(a.value.State))))
+			continue
+		}
+		needed = max(needed, a.value.Threshold)
+		fresh := false
+		for _, trustee := range a.value.Approved {
+			if !slices.Contains(approved, trustee) {
+				approved, fresh = append(approved, trustee), true
+			}
+		}
+		if fresh {
+			giving = append(giving, a.session)
+		} else {
+			r.idle = append(r.idle, a.session)
+		}
+	}
+	if len(approved) < needed {
+		return nil, fmt.Errorf("%w: %d of the %d trustees that are needed (%s); %s", recovery.ErrNotApproved, len(approved), needed,
+			cmp.Or(c.trusteeNames(approved), "none"), cmp.Or(strings.Join(faults, "; "), "every server answered"))
+	}
+	for _, fault := range faults {
+		g.warn(fault)
+	}
+	return giving, nil
+}
+
+// end withdraws the request where nothing was collected: it has served. A server
+// that does not take that lets it expire.
+func (r *release) end(ctx context.Context) {
+	askAll(r.idle, func(s *session) (out api.Request, err error) {
+		return out, s.Call(ctx, "POST", "/v1/requests/"+url.PathEscape(r.id)+"/deny", api.Deny{Reason: "collected from other servers"}, &out)
+	})
 }
 
 // delivery makes ready where a release goes, and refuses what cannot work

@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -27,8 +28,10 @@ type globals struct {
 	out, err io.Writer
 	tty      *os.File // standard output, if it is a file
 	home     string
+	server   string // of several that the home is known to
 	state    string
 	json     bool
+	saying   sync.Mutex // servers are asked at once, and each may be warned of
 }
 
 // run is the whole program: arguments in, exit code out.
@@ -87,6 +90,7 @@ server itself, whose data is in --state.`,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage("%v", err) })
 	root.PersistentFlags().StringVar(&g.home, "home", "", "administrator's folder (default: mandos-escrow in the user's config folder)")
+	root.PersistentFlags().StringVar(&g.server, "server", "", "of several servers that --home is known to, act on this one (name, or key ID)")
 	for _, verb := range []func(*globals) *cobra.Command{
 		newServer, newMaster, newPolicy, newAdmin, newToken, newEnroll, newUnenroll, newStatus, newDoctor, newAgent, newMachine, newPacket, newRecover, newVolume, newAudit, newBackup,
 	} {
@@ -189,9 +193,13 @@ func safe(text string) string {
 	return strconv.Quote(text)
 }
 
-func (g *globals) warn(text string) { fmt.Fprintln(g.err, "warning:", text) }
+func (g *globals) warn(text string) { g.say("warning: %s", text) }
 
-func (g *globals) say(format string, args ...any) { fmt.Fprintf(g.err, format+"\n", args...) }
+func (g *globals) say(format string, args ...any) {
+	g.saying.Lock()
+	defer g.saying.Unlock()
+	fmt.Fprintf(g.err, format+"\n", args...)
+}
 
 // usageError is a call that cannot be understood: exit code 2.
 type usageError struct{ text string }

@@ -86,12 +86,14 @@ func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				return err
+			for _, name := range []string{"ADDR", "ADDR2", "ADDR3"} { // all held at once, so that they differ
+				l, err := net.Listen("tcp", "127.0.0.1:0")
+				if err != nil {
+					return err
+				}
+				defer l.Close()
+				e.Setenv(name, l.Addr().String())
 			}
-			defer l.Close()
-			e.Setenv("ADDR", l.Addr().String())
 			e.Setenv("HOME", filepath.Join(e.WorkDir, "home"))
 			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "home", "config"))
 			e.Setenv("LC_ALL", "C.UTF-8")
@@ -149,16 +151,19 @@ func cmdDisk(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(ts.Exec("cryptsetup", append(format, image, ts.MkAbs(args[2]))...))
 }
 
-// cmdServer: `server NAME` makes and starts a server with the master
-// passphrase of the file master, in the background under its name.
+// cmdServer: `server NAME [ADDRESS]` makes a server with the master passphrase of
+// the file master.
 func cmdServer(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: server NAME")
+	if neg || len(args) < 1 || len(args) > 2 {
+		ts.Fatalf("usage: server NAME [ADDRESS]")
 	}
-	name := args[0]
+	name, address := args[0], ts.Getenv("ADDR")
+	if len(args) == 2 {
+		address = args[1]
+	}
 	ts.Check(os.WriteFile(ts.MkAbs("master"), []byte("correct-horse-battery-staple-7719"), 0o600))
 	ts.Check(ts.Exec("mandos-escrow", "server", "init", "--state", name, "--name", name,
-		"--listen", ts.Getenv("ADDR"), "--address", ts.Getenv("ADDR"), "--master-passphrase-file", "master"))
+		"--listen", address, "--address", address, "--master-passphrase-file", "master"))
 }
 
 // cmdFlip: `flip FILE OFFSET` changes one bit; a negative offset counts from

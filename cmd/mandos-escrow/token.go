@@ -7,11 +7,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"mandos-escrow/internal/api"
+	"mandos-escrow/internal/config"
 )
 
 func newToken(g *globals) *cobra.Command {
 	cmd := &cobra.Command{Use: "token", Short: "one-off strings that let machines enroll"}
-	cmd.AddCommand(newTokenCreate(g), newTokenList(g), newTokenRevoke(g))
+	cmd.AddCommand(newTokenCreate(g), newTokenList(g), newTokenRevoke(g), newTokenMerge(g))
 	return cmd
 }
 
@@ -75,11 +76,11 @@ func newTokenList(g *globals) *cobra.Command {
 		Short: "list tokens, without their secrets",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var tokens []api.TokenInfo
-			if err := g.call(cmd.Context(), "GET", "/v1/tokens", nil, &tokens); err != nil {
+			answers, err := lists[api.TokenInfo](cmd.Context(), g, "/v1/tokens")
+			if err != nil {
 				return err
 			}
-			return list(g, tokens, []string{"ID", "USED", "EXPIRES", "GROUP", "BY", "STATE"}, func(t api.TokenInfo) []string {
+			return listOfEach(g, answers, []string{"ID", "USED", "EXPIRES", "GROUP", "BY", "STATE"}, func(t api.TokenInfo) []string {
 				state := "valid"
 				switch {
 				case t.Revoked:
@@ -106,4 +107,49 @@ func newTokenRevoke(g *globals) *cobra.Command {
 		},
 	}
 	return g.withState(cmd, "")
+}
+
+func newTokenMerge(g *globals) *cobra.Command {
+	var threshold, bootOf int
+	cmd := &cobra.Command{
+		Use:   "merge --threshold N TOKEN-FILE...",
+		Short: "make one token of tokens of several servers",
+		Long: `Makes one token for several servers of a token that each of them made. It asks
+nobody. A machine that enrolls with it seals to all the servers' master keys, so
+that N of them open its packets and N-1 nothing; each server keeps the whole
+packet, and is sent only its own part of the token. The merged token is worth as
+long as each of the tokens in it, and as often.
+
+The boot passphrase is split too, one share for each server, of which N are
+needed. With --boot-threshold 1 each server keeps all of it: any one of them
+boots the machine, also the one that was stolen.`,
+		Example: `  mandos-escrow token merge --threshold 2 token1 token2 token3 >token`,
+		RunE: func(_ *cobra.Command, args []string) error {
+			var tokens []*api.Token
+			for _, path := range args {
+				text, err := config.ReadInput(path, g.in, nil) // short-lived, and they only add
+				if err != nil {
+					return err
+				}
+				token, err := api.ParseToken(text)
+				if err != nil {
+					return fmt.Errorf("%s: %w", path, err)
+				}
+				tokens = append(tokens, token)
+			}
+			merged, err := api.Merge(threshold, bootOf, tokens)
+			if err != nil {
+				return err
+			}
+			text, err := merged.Text()
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(g.out, text)
+			return nil
+		},
+	}
+	cmd.Flags().IntVar(&threshold, "threshold", 0, "how many of the servers' master keys open a packet")
+	cmd.Flags().IntVar(&bootOf, "boot-threshold", 0, "how many servers boot a machine (default: the threshold)")
+	return cmd
 }
