@@ -14,7 +14,7 @@ FUZZTIME := 30s
 export GOFLAGS += -buildvcs=false
 
 .NOTPARALLEL:
-.PHONY: build demo test setup unit race e2e packages vm vm-all lint fmt fuzz bench bench-boot man clean
+.PHONY: build demo test setup unit vet race e2e packages vm vm-all lint fmt fuzz bench bench-boot man clean
 
 # The boot program, which waits for a network, is 7 % smaller without inlining,
 # and 2 % more with functions closer together.
@@ -27,18 +27,21 @@ demo:
 	@$(MAKE) --no-print-directory build
 	@test/demo.sh bin
 
-test: setup unit race e2e packages vm
+# race runs the same tests as unit.
+test: setup vet race e2e packages vm
 	@echo 'test: ok'
 
 setup:
 	test/setup.sh test
 
 # The command scripts (cmd/mandos-escrow/testdata/script) are among these.
-unit:
+unit: vet
 	@test/setup.sh unit
+	go test -count=1 ./...
+
+vet:
 	go vet ./...
 	go vet -tags vm,vmall,packages ./testvm ./packaging
-	go test -count=1 ./...
 
 race:
 	@test/setup.sh unit
