@@ -15,10 +15,16 @@ import (
 var ErrMerge = errors.New("these tokens cannot be merged")
 
 // FirstPolicy is the policy 1 of the trustees of all servers of a token, and of
-// its threshold. Nobody signs it: its digest in a token is its trust.
+// its threshold. Nobody signs it: its digest in a token is its trust. Where several
+// must agree each server has one trustee: one that brings more of its own would
+// hold as many shares as it takes.
 func (t Token) FirstPolicy() (escrow.Policy, error) {
 	var trustees []escrow.Trustee
 	for _, s := range t.Servers {
+		if n := len(s.Trustees); len(t.Servers) > 1 && t.Threshold > 1 && n > 1 {
+			return escrow.Policy{}, fmt.Errorf("%w: %s has %d trustees, and of several servers each has one: fewer than %d of them would open a packet",
+				escrow.ErrPolicy, s.Name, n, t.Threshold)
+		}
 		for _, text := range s.Trustees {
 			fingerprint, name, _ := strings.Cut(text, " ")
 			trustees = append(trustees, escrow.Trustee{Fingerprint: fingerprint, Name: name})

@@ -105,7 +105,19 @@ func TestWrongMerges(t *testing.T) {
 	if _, err := Merge(1, 0, []*Token{a, strict}); !errors.Is(err, ErrMerge) || !strings.Contains(err.Error(), "wants 2 trustees") {
 		t.Errorf("a merge that weakens one server's policy: %v", err)
 	}
-	if _, err := Merge(2, 0, []*Token{a, strict}); err != nil {
-		t.Errorf("a merge that does not: %v", err)
+	// with two keys of its own it would open alone what two servers must
+	if got, err := Merge(2, 0, []*Token{a, strict}); !errors.Is(err, ErrMerge) || !strings.Contains(err.Error(), "has 2 trustees") {
+		t.Errorf("a server that brings two trustees: %+v, %v", got, err)
+	}
+	greedy := changed(func(t *Token) {
+		t.Servers[0].Trustees = append([]string{strings.Repeat("AB", 20) + " x"}, t.Servers[0].Trustees...)
+		t.Servers[0].Keys = nil
+		t.PolicyDigest = must(t.FirstPolicy()).Digest()
+	})
+	if got, err := Merge(2, 0, []*Token{a, greedy}); !errors.Is(err, ErrMerge) || !strings.Contains(err.Error(), "has 2 trustees") {
+		t.Errorf("a server that brings two trustees: %+v, %v", got, err)
+	}
+	if _, err := Merge(1, 0, []*Token{a, greedy}); err != nil {
+		t.Errorf("where each opens alone, more of them weaken nothing: %v", err)
 	}
 }
