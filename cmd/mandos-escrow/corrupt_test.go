@@ -83,6 +83,7 @@ type corrupt struct {
 
 	material func(*api.Material)
 	released func(*api.Release)
+	lists    func(*api.Request)
 
 	filed    []byte
 	approved []api.Approve
@@ -95,7 +96,7 @@ func newCorrupt(t *testing.T) *corrupt {
 	t.Helper()
 	c := &corrupt{
 		t: t, dir: t.TempDir(), key: must(identity.Generate()), packet: corruptKeys().packet,
-		material: func(*api.Material) {}, released: func(*api.Release) {},
+		material: func(*api.Material) {}, released: func(*api.Release) {}, lists: func(*api.Request) {},
 	}
 	listener := must(tls.Listen("tcp", "127.0.0.1:0", must(c.key.ServerTLS(api.Protocol))))
 	server := &http.Server{Handler: c}
@@ -139,7 +140,9 @@ func (c *corrupt) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		c.filed = in.Signed
 		out = api.Request{ID: must(recovery.ParseRequest(in.Signed)).ID, State: recovery.Open, Approvers: []string{}}
 	case r.Method == "GET" && path == "/v1/requests/"+c.filedID():
-		out = c.described()
+		listed := c.described()
+		c.lists(&listed)
+		out = listed
 	case strings.HasSuffix(path, "/material"):
 		m := c.honestMaterial(c.packet)
 		c.material(&m)

@@ -25,8 +25,8 @@ type candidate struct {
 // findPacket finds the newest packet of what was asked for that enough trustees'
 // servers hold. Servers may disagree: one was down when the machine enrolled
 // again, or lies. What is chosen is one packet with one digest; one that opens with
-// fewer trustees only where no other can be had, so that a server cannot put one of
-// its own in the place of what several hold.
+// fewer trustees only where no other can be had, so that a server can neither put one
+// of its own in the place of what several hold, nor make a word ambiguous by it.
 func (c circle) findPacket(ctx context.Context, g *globals, o recoverOptions) (*candidate, error) {
 	heads, err := good(g, askAll(c, func(s *session) (*candidate, error) { return s.head(ctx, o.volume, o) }))
 	if err != nil {
@@ -49,17 +49,22 @@ func (c circle) findPacket(ctx context.Context, g *globals, o recoverOptions) (*
 			f.askOthers(ctx, c, o)
 		}
 	}
-	if volumes := volumesOf(found); len(volumes) > 1 {
-		return nil, api.Errorf(api.CodeAmbiguous, "%q means different volumes at different servers:\n  %s", o.volume, strings.Join(volumes, "\n  "))
-	}
+	var reached []*candidate
 	for _, f := range found {
 		f.holders = f.holders.known(g, f.request.Requester)
-		if f.holders.reach(&f.brief.Header) >= f.brief.Threshold {
-			if len(found) > 1 {
-				g.warn(fmt.Sprintf("the servers have different newest packets of this volume; asking for %s, made %s, which is at %s", f.brief.ID, when(f.brief.Created), f.holders.names()))
-			}
-			return f, nil
+		if f.holders.reach(&f.brief.Header) >= f.brief.Threshold && (len(reached) == 0 || f.brief.Threshold == reached[0].brief.Threshold) {
+			reached = append(reached, f)
 		}
+	}
+	if volumes := volumesOf(reached); len(volumes) > 1 {
+		return nil, api.Errorf(api.CodeAmbiguous, "%q means different volumes at different servers:\n  %s", o.volume, strings.Join(volumes, "\n  "))
+	}
+	if len(reached) > 0 {
+		f := reached[0]
+		if len(found) > 1 {
+			g.warn(fmt.Sprintf("the servers have different packets for %q; asking for %s, of volume %s, made %s, which is at %s", o.volume, f.brief.ID, safe(f.brief.Volume.UUID), when(f.brief.Created), f.holders.names()))
+		}
+		return f, nil
 	}
 	newest := found[0]
 	return nil, fmt.Errorf("packet %s opens with %d of %d trustees, and this home reaches the servers of %d that have it (%s): be invited at the others too, or wait for those that do not answer",

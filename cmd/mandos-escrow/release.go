@@ -205,6 +205,10 @@ func (r *release) collect(ctx context.Context, g *globals, c circle) (*escrow.Op
 			}
 		}
 		for _, s := range giving {
+			if r.complete() {
+				r.idle = append(r.idle, s)
+				continue
+			}
 			err := r.from(ctx, s)
 			if err != nil && len(c) == 1 {
 				return nil, err
@@ -246,17 +250,49 @@ func (r *release) from(ctx context.Context, s *session) error {
 	return r.keep()
 }
 
+// threshold is how many shares the packet needs: from its clear header, which the
+// request binds, because a server may say any number.
+func (r *release) threshold(ctx context.Context, c circle) (int, error) {
+	if r.packet != nil {
+		return r.packet.Threshold, nil
+	}
+	answers := askAll(c, func(s *session) (n int, err error) {
+		var head api.PacketHead
+		if err := s.Call(ctx, "GET", "/v1/recoverable?volume="+url.QueryEscape(r.request.PacketID), nil, &head); err != nil {
+			return 0, err
+		}
+		brief, err := escrow.ParseBrief(head.Header, r.request.Payload, r.request.PayloadDigest, nil)
+		if err == nil && brief.HeaderDigest != r.request.HeaderDigest {
+			err = fmt.Errorf("%w: the server shows another packet", recovery.ErrRequest)
+		}
+		if err != nil {
+			return 0, err
+		}
+		return brief.Threshold, nil
+	})
+	for _, a := range answers {
+		if a.err == nil {
+			return a.value, nil
+		}
+	}
+	return 0, worst(answers)
+}
+
 // whoCan finds the servers that have a share which is not here yet. With those
-// that are here they must be enough. A server that the request did not reach, being
-// down then, gets it now.
+// that are here they must be enough. Of what a server says only the shares of its
+// own trustees count, so that none hides what another has. A server that the
+// request did not reach, being down then, gets it now.
 func (r *release) whoCan(ctx context.Context, g *globals, c circle) (circle, error) {
+	needed, err := r.threshold(ctx, c)
+	if err != nil {
+		return nil, err
+	}
 	answers := callAll[api.Request](ctx, c, "GET", "/v1/requests/"+url.PathEscape(r.id), nil)
 	var giving circle
 	var faults, approved []string
 	for _, share := range r.shares {
 		approved = append(approved, r.packet.Trustees[share.Index-1])
 	}
-	needed := 1
 	for _, a := range answers {
 		switch {
 		case api.CodeOf(a.err) == api.CodeNotFound:
@@ -271,10 +307,9 @@ func (r *release) whoCan(ctx context.Context, g *globals, c circle) (circle, err
 			faults = append(faults, fmt.Sprintf("at %s it is %s", safe(a.Name), safe(string(a.value.State))))
 			continue
 		}
-		needed = max(needed, a.value.Threshold)
 		fresh := false
 		for _, trustee := range a.value.Approved {
-			if !slices.Contains(approved, trustee) {
+			if _, own := a.membership.Policy.Trustee(trustee); own && !slices.Contains(approved, trustee) {
 				approved, fresh = append(approved, trustee), true
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -64,11 +65,15 @@ func newRing(t *testing.T, threshold, m int) *ring {
 
 // seal makes a packet under a policy of some of the keys.
 func (r *ring) seal(machine string, policy escrow.Policy, keys ...*seal.PrivateKey) *escrow.Packet {
+	return r.sealVolume(machine, corruptVolume, policy, keys...)
+}
+
+func (r *ring) sealVolume(machine, uuid string, policy escrow.Policy, keys ...*seal.PrivateKey) *escrow.Packet {
 	var public []*seal.PublicKey
 	for _, k := range keys {
 		public = append(public, k.Public())
 	}
-	header := escrow.Header{Machine: machine, KeyID: corruptKeys().machine.KeyID(), MachineIDHash: strings.Repeat("ab", 32), Volume: escrow.Volume{UUID: corruptVolume}}
+	header := escrow.Header{Machine: machine, KeyID: corruptKeys().machine.KeyID(), MachineIDHash: strings.Repeat("ab", 32), Volume: escrow.Volume{UUID: uuid}}
 	payload := &escrow.PassphrasePayload{Passphrase: []byte(corruptRecovery), Slot: 1, LUKSType: "luks2"}
 	data := must(escrow.Make(header, policy, public, []escrow.Payload{payload}, corruptKeys().machine, time.Now()))
 	p := must(escrow.Parse(data))
@@ -212,6 +217,58 @@ func TestOneLiesToTheRequester(t *testing.T) {
 			if n := filesIn(t, r.home("bob")+"/requests"); n != "" {
 				t.Errorf("bob's home still has %s", n)
 			}
+		})
+	}
+}
+
+// TestOneLiesAboutARequest: what one of three servers says of a request, or releases
+// beside it, keeps nobody from what the two others have.
+func TestOneLiesAboutARequest(t *testing.T) {
+	for name, lie := range map[string]func(*ring, *api.Request){
+		"a high threshold": func(_ *ring, out *api.Request) { out.Threshold = 99 },
+		"a low threshold":  func(_ *ring, out *api.Request) { out.Threshold = 1 },
+		"shares of all": func(r *ring, out *api.Request) {
+			for _, k := range r.keys {
+				out.Approved = append(out.Approved, k.Public().Fingerprint())
+			}
+		},
+		"it is released": func(_ *ring, out *api.Request) { out.State = recovery.Released },
+		"it is denied":   func(_ *ring, out *api.Request) { out.State = recovery.Denied },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRing(t, 2, 3)
+			liar := r.servers[0]
+			liar.lists = func(out *api.Request) { lie(r, out) }
+			liar.released = func(out *api.Release) { *out = api.Release{} }
+			id := r.ask(t)
+			r.collect(t, exitNotApproved, "of the 2 trustees", id)
+			r.approveAt(1)
+			r.approveAt(2)
+			r.collect(t, exitDone, "one-time password", id)
+		})
+	}
+}
+
+// TestOneMakesAWordAmbiguous: a server that shows another volume for a word does not
+// keep others from being asked for what they have.
+func TestOneMakesAWordAmbiguous(t *testing.T) {
+	r := newRing(t, 2, 3)
+	all := slices.Concat(r.own[0].Trustees, r.own[1].Trustees, r.own[2].Trustees)
+	for name, policy := range map[string]escrow.Policy{
+		"of its own policy": r.own[1],
+		"of the same":       must(escrow.NewPolicy(1, 2, nil, all)),
+		"of a higher one":   must(escrow.NewPolicy(1, 3, nil, all)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			keys := r.keys
+			if len(policy.Trustees) == 1 {
+				keys = r.keys[1:2]
+			}
+			r.servers[1].packet = r.sealVolume("laptop7", strings.Replace(corruptVolume, "0f", "ff", 1), policy, keys...)
+			id := r.ask(t)
+			r.approveAt(0)
+			r.approveAt(2)
+			r.collect(t, exitDone, "one-time password", id)
 		})
 	}
 }
