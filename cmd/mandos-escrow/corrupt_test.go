@@ -84,6 +84,7 @@ type corrupt struct {
 	material func(*api.Material)
 	released func(*api.Release)
 	lists    func(*api.Request)
+	machines []api.Machine
 
 	filed    []byte
 	approved []api.Approve
@@ -134,6 +135,13 @@ func (c *corrupt) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			Header: c.packet.HeaderBytes, Digest: hex.EncodeToString(c.packet.Digest[:]),
 			PayloadDigests: map[string]string{escrow.ForPassphrase: hexSum(c.packet.Payloads[0].Message)},
 		}
+	case path == "/v1/requests" && r.Method == "GET":
+		out = []api.Request{}
+		if c.filed != nil {
+			listed := c.described()
+			c.lists(&listed)
+			out = []api.Request{listed}
+		}
 	case path == "/v1/requests":
 		var in api.Signed
 		_ = json.NewDecoder(r.Body).Decode(&in)
@@ -158,8 +166,10 @@ func (c *corrupt) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		out = release
 	case path == "/v1/tokens" || path == "/v1/admins":
 		out = api.Text{Text: c.text}
+	case path == "/v1/machines" && r.Method == "POST":
+		out = []string{"laptop7"}
 	case path == "/v1/machines":
-		out = []api.Machine{}
+		out = append([]api.Machine{}, c.machines...)
 	case path == "/v1/policy":
 		out = api.Policy{Policy: "\x1b]0;evil\a"}
 	default:

@@ -228,9 +228,14 @@ func (g *globals) change(cmd *cobra.Command, change api.Change, done string) err
 }
 
 // resolve finds the key IDs that words mean. Servers that do not know one are
-// left alone; two that mean different machines by it stop the command.
+// left alone; two that mean different machines by it stop the command. A key ID
+// means itself, whatever a server says.
 func (c circle) resolve(ctx context.Context, words []string) (ids []string, err error) {
 	for _, word := range words {
+		if id, err := identity.ParseKeyID(word); err == nil {
+			ids = append(ids, string(id))
+			continue
+		}
 		answers := callAll[[]api.Machine](ctx, c, "GET", "/v1/machines?machine="+queryEscape(word), nil)
 		found := map[identity.KeyID][]string{}
 		for _, a := range answers {
@@ -288,6 +293,11 @@ func (g *globals) sayDisabled(ctx context.Context, c circle, change api.Change, 
 				states[i].value = nil
 			}
 		}
+		for i := range states {
+			states[i].value = slices.DeleteFunc(states[i].value, func(m api.Machine) bool { // nobody asked for that one
+				return len(c) > 1 && word != "" && string(m.KeyID) != word
+			})
+		}
 		for _, machine := range group(states, func(m api.Machine) string { return string(m.KeyID) }) {
 			some = true
 			if err := judgeDisabled(ctx, g, machine); err != nil {
@@ -296,7 +306,10 @@ func (g *globals) sayDisabled(ctx context.Context, c circle, change api.Change, 
 		}
 	}
 	if !some {
-		return worst(answers)
+		if err := worst(answers); err != nil || change.All {
+			return err
+		}
+		return fmt.Errorf("%w: no server said afterwards that it is: run this again", errNotDisabled)
 	}
 	for _, a := range answers { // not needed, if there is no error
 		if a.err != nil && api.CodeOf(a.err) != api.CodeNotFound {
@@ -316,18 +329,22 @@ func judgeDisabled(ctx context.Context, g *globals, machine []answer[api.Machine
 			missing[s.KeyID] = safe(s.Name)
 		}
 	}
+	holders := len(missing)
 	for _, a := range machine {
 		if a.value.Enabled {
 			continue
 		}
-		done = append(done, a)
-		if len(missing) > 0 {
+		if holders > 0 {
 			id, err := a.serverID(ctx)
 			if err != nil {
 				return err
 			}
+			if _, holds := missing[id]; !holds { // it boots nothing of this machine
+				continue
+			}
 			delete(missing, id)
 		}
+		done = append(done, a)
 	}
 	name := safe(machine[0].value.Name)
 	if len(done) >= needed {

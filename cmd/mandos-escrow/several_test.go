@@ -321,3 +321,70 @@ func TestTooFewServersForARequest(t *testing.T) {
 		t.Errorf("bob's home has %s", n)
 	}
 }
+
+// TestOneLiesAboutAMachine: whatever one of three servers answers for a key ID, the
+// machine that has it is disabled at the others, and no other is judged.
+func TestOneLiesAboutAMachine(t *testing.T) {
+	r := newRing(t, 2, 3)
+	machine := api.Machine{}
+	machine.Name, machine.KeyID = "laptop7", must(identity.Generate()).KeyID()
+	machine.Boots.Threshold = 2
+	for i, c := range r.servers {
+		machine.Boots.Servers = append(machine.Boots.Servers, unlock.Holder{Name: fmt.Sprint("srv", i+1), KeyID: c.key.KeyID()})
+	}
+	other := machine
+	other.KeyID, other.Enabled = must(identity.Generate()).KeyID(), true
+	for name, c := range map[string]struct {
+		lie  []api.Machine
+		exit int
+		part string
+	}{
+		"another machine": {[]api.Machine{other}, exitDone, "laptop7 at srv2, srv3: disabled"},
+		"two":             {[]api.Machine{machine, other}, exitDone, "laptop7 at srv1, srv2, srv3: disabled"},
+		"none":            {nil, exitDone, "laptop7 at srv2, srv3: disabled"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r.servers[0].machines = c.lie
+			r.servers[1].machines, r.servers[2].machines = []api.Machine{machine}, []api.Machine{machine}
+			r.command("bob", c.exit, c.part, "machine", "disable", string(machine.KeyID))
+		})
+	}
+	for _, c := range r.servers { // took it, and say nothing of it
+		c.machines = []api.Machine{other}
+	}
+	r.command("bob", exitFailed, "NOT DISABLED: no server said", "machine", "disable", string(machine.KeyID))
+	// one that holds nothing of it does not count
+	two := machine
+	two.Boots.Servers = machine.Boots.Servers[1:]
+	enabledTwo, beside := two, machine
+	enabledTwo.Enabled, beside.Boots = true, unlock.Holders{}
+	two.Boots.Threshold, enabledTwo.Boots.Threshold = 1, 1
+	r.servers[0].machines, r.servers[1].machines, r.servers[2].machines = []api.Machine{beside}, []api.Machine{two}, []api.Machine{enabledTwo}
+	r.command("bob", exitFailed, "NOT DISABLED: 1 of the 2", "machine", "disable", string(machine.KeyID))
+	r.servers[2].machines = []api.Machine{machine}
+	enabled := machine
+	enabled.Enabled = true
+	r.servers[1].machines = []api.Machine{enabled}
+	r.servers[0].machines = []api.Machine{other}
+	r.command("bob", exitFailed, "NOT DISABLED: 1 of the 2", "machine", "disable", string(machine.KeyID))
+}
+
+// TestOneSaysDenied: a one-off key stays until all servers say that it is of no use.
+func TestOneSaysDenied(t *testing.T) {
+	r := newRing(t, 2, 3)
+	id := r.ask(t)
+	filed := r.servers[1].filed
+	r.servers[0].lists = func(out *api.Request) { out.State = recovery.Denied }
+	r.servers[1].filed, r.servers[2].filed = nil, nil // they list nothing
+	r.command("bob", exitDone, "", "recover", "--list")
+	if n := filesIn(t, r.home("bob")+"/requests"); n != id+".key "+id+".request" {
+		t.Errorf("bob's home has %s", n)
+	}
+	for _, c := range r.servers[1:] {
+		c.filed, c.lists = filed, r.servers[0].lists
+	}
+	r.command("bob", exitDone, "", "recover", "--list")
+	if n := filesIn(t, r.home("bob")+"/requests"); n != "" {
+		t.Errorf("bob's home still has %s", n)
+	}
+}
