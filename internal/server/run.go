@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -188,9 +189,10 @@ func closeAll[C io.Closer](list []C) {
 }
 
 // listenControl makes the control socket. Only the holder of the store's lock
-// comes here, so a socket that stands there is a dead one. It is made under a
-// umask that gives nobody else a moment, and by way of /proc/self/fd, because
-// sun_path has room for 108 bytes only (unix(7)).
+// comes here, so a socket that stands there is a dead one. Its mode is set
+// before it has a name, which gives nobody else a moment; a umask would count for
+// the whole process. It goes by way of /proc/self/fd, because sun_path has room
+// for 108 bytes only (unix(7)).
 func listenControl(dir string) (net.Listener, error) {
 	if err := os.Remove(Socket(dir)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
@@ -200,9 +202,12 @@ func listenControl(dir string) (net.Listener, error) {
 		return nil, err
 	}
 	defer folder.Close()
-	old := unix.Umask(0o177)
-	l, err := net.Listen("unix", filepath.Join(fmt.Sprintf("/proc/self/fd/%d", folder.Fd()), socketFile))
-	unix.Umask(old)
+	private := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		var failed error
+		err := raw.Control(func(fd uintptr) { failed = unix.Fchmod(int(fd), 0o600) })
+		return errors.Join(err, failed)
+	}}
+	l, err := private.Listen(context.Background(), "unix", filepath.Join(fmt.Sprintf("/proc/self/fd/%d", folder.Fd()), socketFile))
 	if err != nil {
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
