@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"time"
 
@@ -75,23 +76,25 @@ func readHeader(r *record.Reader) Header {
 }
 
 func (h *Header) check() error {
-	hexes := []struct {
-		name, value string
-		size        int
-	}{
-		{"id", h.ID, 16},
-		{"supersedes", h.Supersedes, 16},
-		{"machine-key-id", string(h.KeyID), 32},
-		{"machine-running-key-id", string(h.RunningKeyID), 32},
-		{"machine-id-sha256", h.MachineIDHash, 32},
+	if err := errors.Join(
+		checkHex("machine-key-id", string(h.KeyID), 32),
+		checkHex("machine-running-key-id", string(h.RunningKeyID), 32),
+		checkHex("machine-id-sha256", h.MachineIDHash, 32),
+		h.checkAlone(),
+	); err != nil {
+		return err
 	}
-	for _, f := range hexes {
-		if f.name == "supersedes" && f.value == "" {
-			continue
-		}
-		raw, err := hex.DecodeString(f.value)
-		if err != nil || len(raw) != f.size || hex.EncodeToString(raw) != f.value {
-			return fmt.Errorf("%s is not %d bytes of lower-case hex", f.name, f.size)
+	if h.PolicyEpoch == 0 {
+		return fmt.Errorf("policy-epoch is 0")
+	}
+	return checkTrustees(h.Trustees, h.Threshold)
+}
+
+// checkAlone checks what a header says of the packet and the volume.
+func (h *Header) checkAlone() error {
+	if h.Supersedes != "" {
+		if err := checkHex("supersedes", h.Supersedes, 16); err != nil {
+			return err
 		}
 	}
 	switch {
@@ -101,11 +104,21 @@ func (h *Header) check() error {
 		return fmt.Errorf("volume-uuid %q is not a UUID", h.Volume.UUID)
 	case max(len(h.Machine), len(h.Volume.Label), len(h.Volume.ByID)) > maxName:
 		return fmt.Errorf("a name is longer than %d bytes", maxName)
-	case h.PolicyEpoch == 0:
-		return fmt.Errorf("policy-epoch is 0")
 	}
-	return checkTrustees(h.Trustees, h.Threshold)
+	return checkHex("id", h.ID, 16)
 }
+
+func checkHex(name, value string, size int) error {
+	raw, err := hex.DecodeString(value)
+	if err != nil || len(raw) != size || hex.EncodeToString(raw) != value {
+		return fmt.Errorf("%s is not %d bytes of lower-case hex", name, size)
+	}
+	return nil
+}
+
+// ofMachine reports whether a machine made the packet, which knows all of its
+// volume. One that was carried or imported has a one-off identity for both.
+func (h *Header) ofMachine() bool { return h.KeyID != h.RunningKeyID }
 
 // headerOf returns the bytes of a record that are its clear header, given what
 // was not read of it yet.

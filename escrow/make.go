@@ -97,6 +97,11 @@ func orderKeys(trustees []string, keys []*seal.PublicKey) ([]*seal.PublicKey, er
 }
 
 func (p *Packet) seal(payload Payload, keys []*seal.PublicKey, now time.Time) (SealedPayload, error) {
+	if p.ofMachine() {
+		if err := payload.whole(); err != nil {
+			return SealedPayload{}, err
+		}
+	}
 	plain, err := plaintext(p.HeaderBytes, payload)
 	if err != nil {
 		return SealedPayload{}, err
@@ -160,14 +165,17 @@ func (p *Packet) mac(s *SealedPayload, contentKey []byte) ([]byte, error) {
 	return h.Sum(nil), nil
 }
 
-// plaintext is what a payload's message holds.
-func plaintext(header []byte, payload Payload) ([]byte, error) {
-	if err := payload.check(); err != nil {
-		return nil, err
-	}
+// plaintext is what a payload's message holds, or a stand-alone packet's.
+func plaintext(header []byte, payloads ...Payload) ([]byte, error) {
 	var w record.Writer
 	w.Raw(header)
-	payload.write(&w)
+	for _, payload := range payloads {
+		if err := payload.check(); err != nil {
+			w.Wipe()
+			return nil, err
+		}
+		payload.write(&w)
+	}
 	plain, err := w.Bytes()
 	if err != nil {
 		w.Wipe()

@@ -8,9 +8,14 @@ import (
 	"mandos-escrow/internal/secret"
 )
 
-// SealOffline seals an opened payload under a passphrase or a one-time password
-// instead of trustees: one armored OpenPGP message that `gpg -d` reads.
+// SealOffline seals what was opened or newly made under a passphrase or a
+// one-time password: one armored OpenPGP message that `gpg -d` reads. Whether a
+// chosen passphrase is strong enough, the caller has judged; an empty one is
+// secret.ErrWeak.
 func SealOffline(o *Opened, passphrase []byte, now time.Time) ([]byte, error) {
+	if len(passphrase) == 0 {
+		return nil, fmt.Errorf("escrow: seal off-line packet: %w: it is empty", secret.ErrWeak)
+	}
 	text, err := seal.EncryptPassphrase(o.Plain, passphrase, now)
 	if err != nil {
 		return nil, fmt.Errorf("escrow: seal off-line packet: %w", err)
@@ -22,13 +27,5 @@ func SealOffline(o *Opened, passphrase []byte, now time.Time) ([]byte, error) {
 // from a changed message: both are ErrIntegrity.
 func OpenOffline(text, passphrase []byte) (*Opened, error) {
 	plain, err := seal.DecryptPassphrase(text, passphrase)
-	if err != nil {
-		return nil, fmt.Errorf("escrow: open off-line packet: %w: %w", ErrIntegrity, err)
-	}
-	o, err := parsePlain(plain)
-	if err != nil {
-		secret.Wipe(plain)
-		return nil, fmt.Errorf("escrow: open off-line packet: %w: %w", ErrIntegrity, err)
-	}
-	return o, nil
+	return openPlain("off-line packet", plain, err)
 }

@@ -14,7 +14,10 @@ import (
 // maxPlain bounds a payload's plaintext: header and header backup in base64.
 const maxPlain = 192 << 10
 
-// Opened is an opened payload: one of Passphrase and VolumeKey is there.
+// Opened is what was opened: of a packet's payload, one of Passphrase and
+// VolumeKey; of a stand-alone packet, one or both. Header.KeyID of a stand-alone
+// packet and of a sheet is "", and then only ID, Supersedes, Created, Machine and
+// Volume are set.
 type Opened struct {
 	Header     Header
 	Plain      []byte // the readable lines
@@ -25,6 +28,10 @@ type Opened struct {
 // Wipe clears all secrets in it.
 func (o *Opened) Wipe() {
 	secret.Wipe(o.Plain)
+	o.wipePayloads()
+}
+
+func (o *Opened) wipePayloads() {
 	if o.Passphrase != nil {
 		o.Passphrase.Wipe()
 	}
@@ -67,7 +74,7 @@ func (p *Packet) open(payload string, shares []*Share) (*Opened, error) {
 		return nil, fmt.Errorf("%w: payload %s: %w", ErrIntegrity, payload, err)
 	}
 	o, err := parsePlain(plain)
-	if err == nil && (!bytes.HasPrefix(plain, p.HeaderBytes) || o.name() != payload) {
+	if err == nil && (!bytes.HasPrefix(plain, p.HeaderBytes) || len(o.payloads()) != 1 || o.payloads()[0].Name() != payload) {
 		err = errors.New("it repeats another header, or is another payload")
 	}
 	if err != nil {
@@ -93,48 +100,106 @@ func (p *Packet) combine(payload string, shares []*Share) ([]byte, error) {
 	return contentKey, err
 }
 
-func (o *Opened) name() string {
+// payloads are those that are there, in the packet's order.
+func (o *Opened) payloads() []Payload {
+	var found []Payload
 	if o.Passphrase != nil {
-		return ForPassphrase
+		found = append(found, o.Passphrase)
 	}
-	return ForVolumeKey
+	if o.VolumeKey != nil {
+		found = append(found, o.VolumeKey)
+	}
+	return found
 }
 
-// parsePlain reads the one canonical form of a payload's plaintext. What it
-// returns keeps plain.
-func parsePlain(plain []byte) (*Opened, error) {
-	r := record.Parse(plain, packetKind, packetVersion, maxPlain)
-	o := &Opened{Header: readHeader(r), Plain: plain}
-	payload := readPayload(r)
-	err := r.End()
-	if err == nil {
-		err = sameAgain(o.Header, payload, plain)
-	}
-	if err != nil {
-		payload.Wipe()
-		return nil, err
-	}
+// add takes a payload that was read; one that is there twice is the reader's
+// fault.
+func (o *Opened) add(r *record.Reader, payload Payload) {
 	switch p := payload.(type) {
 	case *PassphrasePayload:
-		o.Passphrase = p
+		if o.Passphrase == nil {
+			o.Passphrase = p
+			return
+		}
 	case *VolumeKeyPayload:
-		o.VolumeKey = p
+		if o.VolumeKey == nil {
+			o.VolumeKey = p
+			return
+		}
+	}
+	payload.Wipe()
+	r.Fail("payload", "is there twice")
+}
+
+// parsePlain reads the one canonical form of a plaintext: of a packet's
+// payload, a stand-alone packet or a sheet. What it returns keeps plain.
+func parsePlain(plain []byte) (*Opened, error) {
+	o, kind := &Opened{Plain: plain}, record.Kind(plain)
+	var r *record.Reader
+	switch kind {
+	case standAloneKind:
+		r = record.Parse(plain, kind, standAloneVersion, maxPlain)
+		o.Header = readAlone(r)
+		for o.add(r, readPayload(r)); r.Next("payload"); {
+			o.add(r, readPayload(r))
+		}
+	case sheetKind:
+		r = record.Parse(plain, kind, sheetVersion, maxPlain)
+		o.readSheet(r)
+	default:
+		r = record.Parse(plain, packetKind, packetVersion, maxPlain)
+		o.Header = readHeader(r)
+		o.add(r, readPayload(r))
+		checkWhole(r, o)
+	}
+	err := r.End()
+	if err == nil {
+		err = o.sameAgain(kind)
+	}
+	if err != nil {
+		o.wipePayloads()
+		return nil, err
 	}
 	return o, nil
 }
 
-func sameAgain(h Header, payload Payload, plain []byte) error {
-	header, err := h.encode()
-	if err != nil {
-		return err
+func checkWhole(r *record.Reader, o *Opened) {
+	if r.Err() != nil || !o.Header.ofMachine() {
+		return
 	}
-	again, err := plaintext(header, payload)
+	for _, p := range o.payloads() {
+		if err := p.whole(); err != nil {
+			r.Fail("of the payload", err.Error())
+		}
+	}
+}
+
+func (o *Opened) sameAgain(kind string) error {
+	again, err := o.encode(kind)
 	if err != nil {
 		return err
 	}
 	defer secret.Wipe(again)
-	if !bytes.Equal(again, plain) {
+	if !bytes.Equal(again, o.Plain) {
 		return fmt.Errorf("%w: it is not in canonical form", record.ErrFormat)
 	}
 	return nil
+}
+
+// encode is the plaintext of this kind.
+func (o *Opened) encode(kind string) ([]byte, error) {
+	var header []byte
+	var err error
+	switch kind {
+	case sheetKind:
+		return o.encodeSheet()
+	case standAloneKind:
+		header, err = o.Header.encodeAlone()
+	default:
+		header, err = o.Header.encode()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return plaintext(header, o.payloads()...)
 }

@@ -210,7 +210,7 @@ func TestOffline(t *testing.T) {
 			t.Fatal(err)
 		}
 		again, err := OpenOffline(text, []byte("one-time"))
-		if err != nil || !bytes.Equal(again.Plain, o.Plain) || again.name() != name || again.Header.ID != p.ID {
+		if err != nil || !bytes.Equal(again.Plain, o.Plain) || again.payloads()[0].Name() != name || again.Header.ID != p.ID {
 			t.Errorf("%s: %v", name, err)
 		}
 		if _, err := OpenOffline(text, []byte("other")); !errors.Is(err, ErrIntegrity) {

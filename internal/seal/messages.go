@@ -108,10 +108,68 @@ func EncryptPassphrase(plain, passphrase []byte, now time.Time) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
-	return armored("PGP MESSAGE", func(w io.Writer) error {
+	return armoredMessage(binary)
+}
+
+const messageType = "PGP MESSAGE"
+
+func armoredMessage(binary []byte) ([]byte, error) {
+	return armored(messageType, func(w io.Writer) error {
 		_, err := w.Write(binary)
 		return err
 	})
+}
+
+// EncryptText is Encrypt without a signer, in ASCII armor, for a file that `gpg
+// -d` reads.
+func EncryptText(plain []byte, to *PublicKey, now time.Time) ([]byte, error) {
+	binary, err := Encrypt(plain, to, nil, now)
+	if err != nil {
+		return nil, err
+	}
+	return armoredMessage(binary)
+}
+
+// DecryptText opens what EncryptText sealed, or gpg to that key.
+func DecryptText(text []byte, key *PrivateKey) ([]byte, error) {
+	binary, err := dearmorMessage(text)
+	if err != nil {
+		return nil, err
+	}
+	return Decrypt(binary, key, nil)
+}
+
+// Kind is what opens a message.
+type Kind int
+
+// Kinds of MessageKind.
+const (
+	NoMessage Kind = iota
+	ToKey
+	UnderPassphrase       // in armor
+	UnderPassphraseBinary // the same without armor
+)
+
+// MessageKind says what opens a message, by its first packet; NoMessage when it
+// is none.
+func MessageKind(text []byte) Kind {
+	if tag, _, err := readHeader(bytes.NewReader(text)); err == nil && tag == tagPassphraseSession {
+		return UnderPassphraseBinary
+	}
+	if len(text) > 2*maxMessage || !bytes.HasPrefix(text, []byte("-----BEGIN "+messageType)) {
+		return NoMessage
+	}
+	block, err := armor.Decode(bytes.NewReader(text))
+	if err != nil {
+		return NoMessage
+	}
+	switch tag, _, err := readHeader(block.Body); {
+	case err == nil && tag == tagKeySession:
+		return ToKey
+	case err == nil && tag == tagPassphraseSession:
+		return UnderPassphrase
+	}
+	return NoMessage
 }
 
 // EncryptKey seals plain under a random 256-bit key, whose lower-case hex is
@@ -142,18 +200,26 @@ func DecryptKey(message, key []byte) ([]byte, error) {
 
 // DecryptPassphrase opens what EncryptPassphrase sealed.
 func DecryptPassphrase(text, passphrase []byte) ([]byte, error) {
+	binary, err := dearmorMessage(text)
+	if err != nil {
+		return nil, err
+	}
+	return decryptSymmetric(binary, passphrase)
+}
+
+func dearmorMessage(text []byte) ([]byte, error) {
 	if len(text) > 2*maxMessage {
 		return nil, fmt.Errorf("%w: longer than %d bytes", ErrIntegrity, 2*maxMessage)
 	}
 	block, err := armor.Decode(bytes.NewReader(text))
-	if err != nil || block.Type != "PGP MESSAGE" {
+	if err != nil || block.Type != messageType {
 		return nil, fmt.Errorf("%w: no armored message", ErrIntegrity)
 	}
 	binary, err := io.ReadAll(block.Body)
 	if err != nil {
 		return nil, fmt.Errorf("%w: armor: %w", ErrIntegrity, err)
 	}
-	return decryptSymmetric(binary, passphrase)
+	return binary, nil
 }
 
 func decryptSymmetric(message, passphrase []byte) ([]byte, error) {
