@@ -232,6 +232,9 @@ func parseCertificate(text []byte) (s *sealedCertificate, body []byte, err error
 	if err := r.End(); err != nil {
 		return nil, nil, err
 	}
+	if again, err := s.encode(); err != nil || !bytes.Equal(again, text) {
+		return nil, nil, errors.Join(fmt.Errorf("%w: it is not in canonical form", record.ErrFormat), err)
+	}
 	return s, body, nil
 }
 
