@@ -5,9 +5,11 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"mandos-escrow/internal/record"
+	"mandos-escrow/internal/seal"
 )
 
 func addVectors(f *testing.F, kind string) {
@@ -82,6 +84,57 @@ func FuzzPayload(f *testing.F) {
 		}
 		if err == nil && (!bytes.Equal(o.Plain, data) || len(o.payloads()) == 0 || len(o.payloads()) == 2 && o.Header.KeyID != "") {
 			t.Errorf("%+v", o)
+		}
+	})
+}
+
+func FuzzParseCertificate(f *testing.F) {
+	addVectors(f, "certificate")
+	f.Fuzz(func(t *testing.T, data []byte) {
+		s, body, err := parseCertificate(data)
+		if err != nil {
+			if s != nil || !errors.Is(err, record.ErrFormat) {
+				t.Errorf("%v", err)
+			}
+			return
+		}
+		if !bytes.Equal(must(s.encode()), data) || !bytes.HasPrefix(data, body) || !bytes.HasPrefix(data[len(body):], []byte("mac: ")) {
+			t.Error("not canonical")
+		}
+	})
+}
+
+func FuzzParseLines(f *testing.F) {
+	addVectors(f, "lines")
+	f.Fuzz(func(t *testing.T, data []byte) {
+		message, err := ParseLines(data)
+		if err != nil {
+			var bad *LineError
+			if message != nil || !errors.As(err, &bad) || !errors.Is(err, ErrIntegrity) {
+				t.Errorf("%v", err)
+			}
+			return
+		}
+		if lines := Lines(message); lines != nil {
+			if again, err := ParseLines([]byte(strings.Join(lines, "\n"))); err != nil || !bytes.Equal(again, message) {
+				t.Errorf("typed again: %v", err)
+			}
+		}
+	})
+}
+
+// FuzzSealingOf: it knows what it names, and so the opener does, too.
+func FuzzSealingOf(f *testing.F) {
+	for _, kind := range []string{"packet", "certificate", "lines", "payload"} {
+		addVectors(f, kind)
+	}
+	f.Add(must(seal.EncryptKey([]byte("plain"), make([]byte, 32), now)))
+	f.Add([]byte("-----BEGIN PGP MESSAGE-----\n\nww0ECQMI\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		switch s := SealingOf(data); s {
+		case "", ByPassphrase, ByRecipient, ByCertificate, ByTrustees, ByVolumeKey, BySheet:
+		default:
+			t.Errorf("%q", s)
 		}
 	})
 }

@@ -2,9 +2,13 @@ package escrow
 
 import (
 	"bytes"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -101,11 +105,78 @@ func TestCombineWithShell(t *testing.T) {
 	}
 }
 
+// Stand-alone packets, by gpg alone.
+func TestStandAloneWithGPG(t *testing.T) {
+	want := standAlone(passphrasePayload(), fingerprinted())
+	gpgHome(t, testKeys().trustees[2])
+	text := must(SealRecipient(want, testKeys().trustees[2].Public(), now))
+	if got := run(t, text, "gpg", "-q", "--batch", "-d"); !bytes.Equal(got, want.Plain) {
+		t.Errorf("to a recipient: %q", got)
+	}
+	file := writeFile(t, "packet", must(SealOffline(want, packetPassphrase, now)))
+	if got := run(t, packetPassphrase, "gpg", "-q", "--batch", "--pinentry-mode", "loopback", "--passphrase-fd", "0", "-d", file); !bytes.Equal(got, want.Plain) {
+		t.Errorf("under a passphrase: %q", got)
+	}
+	theirs := run(t, want.Plain, "gpg", "-q", "--batch", "--trust-model", "always", "-r", testKeys().trustees[2].Public().Fingerprint(), "-e", "-a")
+	if got, err := OpenRecipient(theirs, testKeys().trustees[2]); err != nil || !bytes.Equal(got.Plain, want.Plain) {
+		t.Errorf("what gpg sealed: %v", err)
+	}
+}
+
+// A packet to a certificate with openssl and gpg, by the recipe of the document.
+func TestCertificateWithOpenSSL(t *testing.T) {
+	gpgHome(t)
+	want := standAlone(passphrasePayload(), fingerprinted())
+	for name, h := range certificateHolders() {
+		der := must(x509.MarshalPKCS8PrivateKey(h.key))
+		key := writeFile(t, "key.pem", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+		text := must(SealCertificate(want, h.certificate, now))
+		if got := run(t, nil, "sh", "testdata/open-certificate-packet.sh", writeFile(t, "packet", text), key); !bytes.Equal(got, want.Plain) {
+			t.Errorf("%s: %q", name, got)
+		}
+		wrong := writeFile(t, "wrong", edit(text, `^machine-name: a`, "machine-name: b"))
+		if out, err := exec.Command("sh", "testdata/open-certificate-packet.sh", wrong, key).Output(); err == nil || len(out) > 0 {
+			t.Errorf("%s, changed in clear: %q, %v", name, out, err)
+		}
+	}
+}
+
+// A sheet from its typed lines, and from the code, with base32 and gpg.
+func TestSheetWithGPG(t *testing.T) {
+	gpgHome(t)
+	passphrase := writeFile(t, "passphrase", packetPassphrase)
+	options := []string{"--batch", "--pinentry-mode", "loopback", "--passphrase-file", passphrase}
+	for name, payload := range map[string]Payload{ForPassphrase: passphrasePayload(), ForVolumeKey: volumeKeyPayload()} {
+		s := must(SealSheet(standAlone(payload), name, packetPassphrase))
+		want := must(OpenSheet(s.Message, packetPassphrase)).Plain
+		lines := Lines(s.Message)
+		slices.Reverse(lines)
+		script := append([]string{"testdata/open-sheet.sh", writeFile(t, "lines", []byte(strings.Join(lines, "\n")+"\n"))}, options...)
+		if got := run(t, nil, "sh", script...); !bytes.Equal(got, want) {
+			t.Errorf("%s: %q", name, got)
+		}
+		lines[1] = lines[1][:4] + "7" + lines[1][5:]
+		script[1] = writeFile(t, "lines", []byte(strings.Join(lines, "\n")+"\n"))
+		cmd := exec.Command("sh", script...)
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		if out, err := cmd.Output(); err == nil || len(out) > 0 || !strings.Contains(stderr.String(), fmt.Sprintf("line %d is", len(lines)-1)) {
+			t.Errorf("%s, mistyped: %q, %s", name, out, stderr.String())
+		}
+		scanned := QRText(s.Message)
+		scanned += strings.Repeat("=", (8-len(scanned)%8)%8)
+		message := run(t, []byte(scanned), "base32", "-d")
+		if got := run(t, message, "gpg", append(append([]string{"-q"}, options...), "-d")...); !bytes.Equal(got, want) {
+			t.Errorf("%s, the code: %q", name, got)
+		}
+	}
+}
+
 // The document shows the very scripts that the tests run, and its example of
 // the field's arithmetic is right.
 func TestDocument(t *testing.T) {
 	doc := string(must(os.ReadFile("../docs/packet-format.md")))
-	for _, name := range []string{"open-with-gpg.sh", "combine-shares.sh"} {
+	for _, name := range []string{"open-with-gpg.sh", "combine-shares.sh", "open-certificate-packet.sh", "open-sheet.sh"} {
 		if script := string(must(os.ReadFile("testdata/" + name))); !strings.Contains(doc, "\n```sh\n"+script+"```\n") {
 			t.Errorf("docs/packet-format.md does not show testdata/%s as it is", name)
 		}

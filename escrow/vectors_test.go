@@ -17,10 +17,12 @@ import (
 // A vector is one file: lines `name: value` up to an empty line, then the
 // bytes. Names:
 //
-//	kind     packet, policy, share or payload (its plaintext)
+//	kind     packet, policy, share, payload (a plaintext: of a payload, a
+//	         stand-alone packet, a sheet), certificate (a packet to one, opened
+//	         with the test key of that name), lines (typed, of any bytes)
 //	expect   a name of expectations
-//	open     of a packet: also open this payload, by these shares
-//	shares   with the test keys, as in "passphrase 1 3"
+//	open     of a packet: also open this payload, by these shares, with the
+//	         test keys, as in "passphrase 1 3"; of a certificate: the key
 type vector struct {
 	kind, expect, open string
 	data               []byte
@@ -31,6 +33,7 @@ var expectations = map[string]error{
 	"policy": ErrPolicy, "integrity": ErrIntegrity,
 	"corrupt share": ErrCorruptShare, "foreign share": ErrForeignShare,
 	"too few": ErrTooFew, "commitment": ErrCommitment,
+	"other key": ErrOtherKey, "line": ErrLine,
 }
 
 func (v vector) encode() []byte {
@@ -120,6 +123,16 @@ func (v vector) run(t *testing.T) error {
 		}
 	case "payload":
 		_, err = parsePlain(bytes.Clone(v.data)) // it compares by itself
+		again = v.data
+	case "certificate":
+		var s *sealedCertificate
+		if s, _, err = parseCertificate(v.data); err != nil {
+			return err
+		}
+		again = must(s.encode())
+		_, err = OpenCertificate(v.data, testHolder(v.open).key)
+	case "lines":
+		_, err = ParseLines(v.data)
 		again = v.data
 	default:
 		t.Fatalf("kind: %q", v.kind)

@@ -25,7 +25,7 @@ import (
 func writeVectors(t *testing.T) {
 	all := map[string]vector{}
 	for _, more := range []map[string]vector{
-		packetVectors(), signatureVectors(), openVectors(), policyVectors(), shareVectors(), payloadVectors(),
+		packetVectors(), signatureVectors(), openVectors(), policyVectors(), shareVectors(), payloadVectors(), aloneVectors(), sheetVectors(), certificateVectors(), lineVectors(),
 	} {
 		for name, v := range more {
 			all[name] = v
