@@ -164,6 +164,30 @@ func ParsePublic(text []byte) (*PublicKey, error) {
 	return key, nil
 }
 
+// ParseRecipient is ParsePublic for somebody's own key, which may expire later,
+// but has not: it can be sealed to now. Errors: ErrKey.
+func ParseRecipient(text []byte, now time.Time) (*PublicKey, error) {
+	entity, err := parseEntity(text)
+	if err != nil {
+		return nil, err
+	}
+	key := &PublicKey{entity}
+	sub, ok := entity.EncryptionKey(now)
+	if !ok {
+		return nil, fmt.Errorf("%w: %s has no subkey for encryption that is valid now: it expired, was revoked, or is only for signing", ErrKey, key.Fingerprint())
+	}
+	if bits, err := sub.PublicKey.BitLength(); isRSA(sub.PublicKey) && (err != nil || bits < minRSABits) {
+		return nil, fmt.Errorf("%w: %s has an RSA subkey of %d bits; at least %d are needed", ErrKey, key.Fingerprint(), bits, minRSABits)
+	}
+	return key, nil
+}
+
+const minRSABits = 2048
+
+func isRSA(key *packet.PublicKey) bool {
+	return key.PubKeyAlgo == packet.PubKeyAlgoRSA || key.PubKeyAlgo == packet.PubKeyAlgoRSAEncryptOnly
+}
+
 // ParsePrivate reads one armored private key and unlocks it. A nil passphrase
 // is for a key that is not protected. The halves are proved to belong together
 // before the key is used, so that a public half that somebody overwrote cannot
@@ -218,14 +242,26 @@ func Protected(text []byte) (bool, error) {
 	return entity.PrivateKey.Encrypted, nil
 }
 
-func (k *PrivateKey) check() error {
+func (k *PrivateKey) check() error { return k.checkAt(time.Now()) }
+
+// checkAt proves the halves at a time when the key was valid: one that expired
+// still opens what was sealed before.
+func (k *PrivateKey) checkAt(now time.Time) error {
+	if _, valid := k.entity.EncryptionKey(now); !valid {
+		now = k.entity.PrimaryKey.CreationTime
+		for _, sub := range k.entity.Subkeys {
+			if made := sub.PublicKey.CreationTime; made.After(now) {
+				now = made
+			}
+		}
+	}
 	probe := make([]byte, 32)
 	rand.Read(probe)
-	sealed, err := Encrypt(probe, k.Public(), k, time.Now())
+	sealed, err := Encrypt(probe, k.Public(), k, now)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrMismatch, err)
 	}
-	opened, err := Decrypt(sealed, k, k.Public())
+	opened, err := decrypt(sealed, k, k.Public(), limited(config(now)))
 	if err != nil || !bytes.Equal(opened, probe) {
 		return fmt.Errorf("%w: %s", ErrMismatch, k.Public().Fingerprint())
 	}

@@ -73,6 +73,10 @@ func finish(w io.WriteCloser, err error, plain []byte) error {
 // key did not sign is refused. Nothing is returned before all of it was
 // authenticated.
 func Decrypt(message []byte, key *PrivateKey, signedBy *PublicKey) ([]byte, error) {
+	return decrypt(message, key, signedBy, readConfig())
+}
+
+func decrypt(message []byte, key *PrivateKey, signedBy *PublicKey, cfg *packet.Config) ([]byte, error) {
 	if err := checkKeyMessage(bytes.NewReader(message)); err != nil {
 		return nil, err
 	}
@@ -80,7 +84,7 @@ func Decrypt(message []byte, key *PrivateKey, signedBy *PublicKey) ([]byte, erro
 	if signedBy != nil && signedBy.entity != key.entity {
 		ring = append(ring, signedBy.entity)
 	}
-	md, err := openpgp.ReadMessage(bytes.NewReader(message), ring, nil, readConfig())
+	md, err := openpgp.ReadMessage(bytes.NewReader(message), ring, nil, cfg)
 	if err != nil {
 		if md == nil && errors.Is(err, pgperrors.ErrKeyIncorrect) {
 			return nil, ErrRecipient
@@ -240,8 +244,9 @@ func decryptSymmetric(message, passphrase []byte) ([]byte, error) {
 	return readAll(md)
 }
 
-func readConfig() *packet.Config {
-	cfg := timeless()
+func readConfig() *packet.Config { return limited(timeless()) }
+
+func limited(cfg *packet.Config) *packet.Config {
 	limit := int64(maxMessage)
 	cfg.MaxDecompressedMessageSize = &limit
 	return cfg
