@@ -4,7 +4,9 @@ go 1.26.0
 
 require (
 	github.com/ProtonMail/go-crypto v1.5.2
+	github.com/aead/serpent v0.0.0-20160714141033-fba169763ea6
 	github.com/anatol/luks.go v0.0.0-20260615185044-2658459c8ca5
+	github.com/dgryski/go-camellia v0.0.0-20191119043421-69a8a13fb23d
 	github.com/grandcat/zeroconf v1.0.0
 	github.com/hashicorp/vault v1.21.4
 	github.com/jzelinskie/whirlpool v0.0.0-20201016144138-0675e54bb004
@@ -17,13 +19,13 @@ require (
 	golang.org/x/net v0.62.0
 	golang.org/x/sys v0.49.0
 	golang.org/x/term v0.47.0
+	lukechampine.com/adiantum v1.1.1
 )
 
 require (
 	github.com/anatol/devmapper.go v0.0.0-20250316020617-2671eefd35d7 // indirect
 	github.com/cenkalti/backoff v2.2.1+incompatible // indirect
 	github.com/cloudflare/circl v1.6.3 // indirect
-	github.com/dgryski/go-camellia v0.0.0-20191119043421-69a8a13fb23d // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/miekg/dns v1.1.73 // indirect
 	github.com/spf13/pflag v1.0.9 // indirect

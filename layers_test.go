@@ -26,7 +26,7 @@ var outside = []string{
 	module + "/luks/cryptsetup",
 }
 
-var rooms = []string{"escrow", "unlock", "recovery", "luks"}
+var rooms = []string{"escrow", "unlock", "recovery", "luks", "luks/content"}
 
 var leaves = []string{"internal/record", "internal/seal", "internal/secret", "internal/identity", "internal/certkey"}
 
@@ -35,6 +35,9 @@ var leaves = []string{"internal/record", "internal/seal", "internal/secret", "in
 var sole = map[string]string{
 	"github.com/ProtonMail/go-crypto": "internal/seal",
 	"github.com/anatol/luks.go":       "luks/dmcrypt",
+	"github.com/aead/serpent":         "luks/content",
+	"github.com/dgryski/go-camellia":  "luks/content",
+	"lukechampine.com/adiantum":       "luks/content",
 	"github.com/hashicorp/vault":      "escrow/shares.go",
 	"github.com/tyler-smith/go-bip39": "recovery",
 	"go.etcd.io/bbolt":                "store",

@@ -31,6 +31,7 @@ unit() {
 	have openssl openssl # the other TLS key reader
 	have ip iproute2     # network namespaces, which need no root
 	have systemd-analyze systemd    # what it says about our units
+	have mkfs.ext4 e2fsprogs        # data of a volume
 }
 packages() {
 	have dpkg-deb dpkg
