@@ -26,7 +26,7 @@ var outside = []string{
 	module + "/luks/cryptsetup",
 }
 
-var rooms = []string{"escrow", "unlock", "recovery", "luks", "luks/content"}
+var rooms = []string{"escrow", "escrow/volumekey", "unlock", "recovery", "luks", "luks/content"}
 
 var leaves = []string{"internal/record", "internal/seal", "internal/secret", "internal/identity", "internal/certkey"}
 

@@ -30,6 +30,7 @@ unit() {
 	have xxd xxd                    # what the documents say to type
 	have openssl openssl # the other TLS key reader
 	have ip iproute2     # network namespaces, which need no root
+	have volume_key volume-key # its packets, to import
 	have systemd-analyze systemd    # what it says about our units
 	have mkfs.ext4 e2fsprogs        # data of a volume
 }
@@ -55,7 +56,8 @@ vm() {
 lists='' root=''
 for job in "$@"; do
 	case $job in
-	demo | e2e) demo ;;
+	demo) demo ;;
+	e2e) demo && have volume_key volume-key && have openssl openssl ;;
 	unit) unit ;;
 	packages) packages ;;
 	lint) have shellcheck shellcheck ;;
