@@ -51,6 +51,9 @@ type Record struct {
 	Decided   time.Time        `json:"decided,omitzero"`
 	DecidedBy string           `json:"decided_by,omitempty"`
 	Note      string           `json:"note,omitempty"` // why it was denied
+	// Who made the rescue invite by which it was asked; none of other requests.
+	Inviter   string         `json:"inviter,omitempty"`
+	InviterID identity.KeyID `json:"inviter_key_id,omitempty"`
 }
 
 // StoredApproval is one approver's signed approval with the share that was
@@ -102,6 +105,9 @@ func (r Record) MayApprove(name string, id identity.KeyID, now time.Time) error 
 	}
 	if r.RequesterID == id || r.Requester == name {
 		return ErrOwn
+	}
+	if r.InviterID != "" && (r.InviterID == id || r.Inviter == name) {
+		return ErrInvited
 	}
 	for _, a := range r.Approvals {
 		if a.ApproverID == id || a.Approver == name {

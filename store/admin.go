@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"mandos-escrow/internal/identity"
+	"mandos-escrow/recovery"
 )
 
 const (
@@ -25,6 +26,10 @@ const (
 	Helpdesk      Role = "helpdesk" // may request a recovery
 	Approver      Role = "approver" // may approve one
 	Administrator Role = "admin"
+
+	// Rescuer is no administrator's role, and allows nothing that needs one:
+	// the key that logs in with a rescue invite has it.
+	Rescuer Role = "rescue"
 )
 
 var roles = []Role{Viewer, Helpdesk, Approver, Administrator}
@@ -55,6 +60,9 @@ type Admin struct {
 	InviteHash    Hash            `json:"invite_hash,omitzero"` // SHA-256; zero: no invite
 	InviteExpires time.Time       `json:"invite_expires,omitzero"`
 	Removed       bool            `json:"removed"`
+	// Rescue is what a rescue invite is for: then the role is Rescuer, and there
+	// is nobody who is an administrator.
+	Rescue *recovery.Rescue `json:"rescue,omitempty"`
 }
 
 // AdminByKey returns the administrator with this key; a removed one is
@@ -93,8 +101,11 @@ func (tx *Tx) PutAdmin(admin Admin) error {
 	if admin.Name == "" {
 		return errors.New("store: an administrator needs a name")
 	}
-	if _, err := ParseRole(string(admin.Role)); err != nil {
+	if _, err := ParseRole(string(admin.Role)); err != nil && admin.Role != Rescuer {
 		return fmt.Errorf("store: administrator %q: %w", admin.Name, err)
+	}
+	if (admin.Role == Rescuer) != (admin.Rescue != nil) {
+		return fmt.Errorf("store: administrator %q: a rescue, and nobody else, has a volume", admin.Name)
 	}
 	if admin.KeyID != admin.keyID() {
 		return fmt.Errorf("store: administrator %q: key ID is not that of the key", admin.Name)

@@ -63,6 +63,8 @@ type LoginReply struct {
 	Name   string `json:"name"`
 	Role   string `json:"role"`
 	Policy Policy `json:"policy"`
+	// Expires is when a rescue invite is over; of an administrator none.
+	Expires time.Time `json:"expires,omitzero"`
 }
 
 // Enroll registers a machine: the registration record, signed by the boot
@@ -242,6 +244,29 @@ type AdminInfo struct {
 	KeyID   identity.KeyID `json:"key_id,omitempty"` // none before the first login
 	Created time.Time      `json:"created"`
 	Removed bool           `json:"removed,omitempty"`
+	Rescue  *RescueInfo    `json:"rescue,omitempty"` // of a rescue invite
+}
+
+// RescueInfo is what a rescue invite is for.
+type RescueInfo struct {
+	Volume    string    `json:"volume"` // UUID
+	InvitedBy string    `json:"invited_by"`
+	Reason    string    `json:"reason,omitempty"`
+	Expires   time.Time `json:"expires"`
+}
+
+// NewRescue asks for a rescue invite.
+type NewRescue struct {
+	Volume   string        `json:"volume"` // UUID or a word that means one volume
+	Reason   string        `json:"reason,omitempty"`
+	Lifetime time.Duration `json:"lifetime"`
+}
+
+// NewRescueInvite is a rescue invite of one server.
+type NewRescueInvite struct {
+	Text    string    `json:"text"`
+	Volume  string    `json:"volume"` // UUID
+	Expires time.Time `json:"expires"`
 }
 
 // Removed is what is left after an administrator was removed.

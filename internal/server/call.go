@@ -8,6 +8,7 @@ import (
 
 	"mandos-escrow/internal/api"
 	"mandos-escrow/internal/identity"
+	"mandos-escrow/recovery"
 	"mandos-escrow/store"
 	"mandos-escrow/unlock"
 )
@@ -42,7 +43,7 @@ func (c call) authorize(tx *store.Tx) error {
 		}
 	case c.admin != nil:
 		a, err := tx.AdminByKey(c.key.KeyID())
-		if err != nil || !a.Role.Allows(roleOf[c.route.access]) {
+		if err != nil || !mayAsk(&a, c.route, c.now) {
 			return errStranger
 		}
 	default:
@@ -64,7 +65,32 @@ func (c call) may(need access) bool {
 	case c.admin == nil || need == local:
 		return false
 	}
-	return c.admin.Role.Allows(roleOf[need])
+	return mayAsk(c.admin, c.route, c.now)
+}
+
+// mayAsk reports whether an administrator, or a rescue, may call a route.
+func mayAsk(a *store.Admin, rt route, now time.Time) bool {
+	if a.Rescue != nil {
+		return rescueRoutes[rt.pattern] && !a.Rescue.Over(now)
+	}
+	return a.Role.Allows(roleOf[rt.access])
+}
+
+// rescue is what the caller may ask for by a rescue invite; nil for everybody
+// else.
+func (c call) rescue() *recovery.Rescue {
+	if c.admin == nil {
+		return nil
+	}
+	return c.admin.Rescue
+}
+
+// requester is the name that the caller's requests carry.
+func (c call) requester() string {
+	if r := c.rescue(); r != nil {
+		return r.Requester()
+	}
+	return c.admin.Name
 }
 
 // decode reads the body of a call strictly.

@@ -16,7 +16,7 @@ func TestAPIDocument(t *testing.T) {
 		t.Fatal(err)
 	}
 	page := string(data)
-	row := regexp.MustCompile("(?m)^\\| `((?:GET|POST|PUT|DELETE) [^`]+)` \\| (\\w+) \\| (u?) ?\\| ?`?([a-z.]*)`? ?\\|$")
+	row := regexp.MustCompile("(?m)^\\| `((?:GET|POST|PUT|DELETE) [^`]+)` \\| (\\w+) \\| ([ur]?) ?\\| ?`?([a-z.]*)`? ?\\|$")
 	documented := map[string][]string{}
 	for _, m := range row.FindAllStringSubmatch(page, -1) {
 		if documented[m[1]] != nil {
@@ -26,11 +26,14 @@ func TestAPIDocument(t *testing.T) {
 	}
 	names := map[access]string{anyone: "anyone", machines: "machine", viewer: "viewer", helpdesk: "helpdesk", approver: "approver", admin: "admin", local: "local"}
 	for _, rt := range routes {
-		unconfirmed := ""
-		if rt.unconfirmed {
-			unconfirmed = "u"
+		mark := ""
+		switch {
+		case rt.unconfirmed:
+			mark = "u"
+		case rescueRoutes[rt.pattern]:
+			mark = "r"
 		}
-		want := []string{names[rt.access], unconfirmed, rt.refusal}
+		want := []string{names[rt.access], mark, rt.refusal}
 		if got := documented[rt.pattern]; strings.Join(got, "|") != strings.Join(want, "|") {
 			t.Errorf("docs/api.md says of %s %q, the table of routes %q", rt.pattern, got, want)
 		}
@@ -55,7 +58,7 @@ func auditActions(t *testing.T) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	action := regexp.MustCompile(`"((?:server|backup|master|admin|token|machine|packet|recover|boot|alarm)\.[a-z.]+)"`)
+	action := regexp.MustCompile(`"((?:server|backup|master|admin|token|machine|packet|recover|rescue|boot|alarm)\.[a-z.]+)"`)
 	var found []string
 	for _, path := range paths {
 		if strings.HasSuffix(path, "_test.go") {

@@ -116,7 +116,10 @@ func (s *Server) identify(c *call) error {
 	c.key, c.actor = key, "stranger:"+key.KeyID().Short()
 	return s.store.View(func(tx *store.Tx) error {
 		if a, err := tx.AdminByKey(key.KeyID()); err == nil && !a.Removed {
-			c.admin, c.actor = &a, "admin:"+a.Name
+			if a.Rescue != nil && a.Rescue.Over(s.now()) {
+				return nil // nobody any more
+			}
+			c.admin, c.actor = &a, actorOf(a)
 			return nil
 		}
 		if m, err := tx.MachineByRunning(key.KeyID()); err == nil {
@@ -154,7 +157,7 @@ func (s *Server) serve(rt route, c call) (any, error) {
 }
 
 func (s *Server) forbidden(rt route, c call) error {
-	if c.admin == nil {
+	if c.admin == nil || c.rescue() != nil {
 		return errStranger
 	}
 	switch rt.access {
@@ -172,7 +175,7 @@ func (s *Server) refused(rt route, c call, why error) {
 	if rt.refusal == "" || !c.known() {
 		return
 	}
-	if c.machine != nil && !s.refusals.due(c.machine.KeyID, rt.refusal, c.now) {
+	if (c.machine != nil || c.rescue() != nil) && !s.refusals.due(c.key.KeyID(), rt.refusal, c.now) {
 		return
 	}
 	err := s.store.Update(func(tx *store.Tx) error {
@@ -203,7 +206,9 @@ func (s *Server) translate(err error) error {
 		return api.Errorf(api.CodeConflict, "%v", err)
 	case errors.Is(err, recovery.ErrNotApproved):
 		return api.Errorf(api.CodeNotApproved, "%v", err)
-	case isAny(err, recovery.ErrOwn, recovery.ErrTwice, recovery.ErrExpired, recovery.ErrOver, recovery.ErrNotYours,
+	case errors.Is(err, recovery.ErrRescueBusy):
+		return api.Errorf(api.CodeConflict, "%v", err)
+	case isAny(err, recovery.ErrOwn, recovery.ErrInvited, recovery.ErrRescueOver, recovery.ErrTwice, recovery.ErrExpired, recovery.ErrOver, recovery.ErrNotYours,
 		store.ErrTokenExpired, store.ErrTokenUsed, store.ErrTokenRevoked):
 		return api.Errorf(api.CodeRefused, "refused: %v", err)
 	case isAny(err, escrow.ErrLimit, store.ErrFull):

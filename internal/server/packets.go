@@ -112,6 +112,9 @@ func (s *Server) recoverable(c call) (any, error) {
 	word := c.FormValue("volume")
 	var out api.PacketHead
 	return &out, s.store.View(func(tx *store.Tx) error {
+		if err := c.ownVolume(tx, word); err != nil {
+			return err
+		}
 		e, err := findVolume(tx, word)
 		if err != nil {
 			return err

@@ -3,6 +3,7 @@ package server
 import (
 	"crypto/sha256"
 	"errors"
+	"strings"
 	"time"
 
 	"mandos-escrow/escrow"
@@ -35,7 +36,11 @@ func (s *Server) admins(call) (any, error) {
 			if err != nil {
 				return err
 			}
-			out = append(out, api.AdminInfo{Name: a.Name, Role: string(a.Role), KeyID: a.KeyID, Created: a.Created, Removed: a.Removed})
+			info := api.AdminInfo{Name: a.Name, Role: string(a.Role), KeyID: a.KeyID, Created: a.Created, Removed: a.Removed}
+			if r := a.Rescue; r != nil {
+				info.Rescue = &api.RescueInfo{Volume: r.Volume, InvitedBy: r.Inviter, Reason: r.Reason, Expires: r.Expires}
+			}
+			out = append(out, info)
 		}
 		return nil
 	})
@@ -51,6 +56,9 @@ func (s *Server) adminAdd(c call) (any, error) {
 	}
 	if err := checkName("name", in.Name); err != nil {
 		return nil, err
+	}
+	if strings.HasPrefix(in.Name, recovery.RescuePrefix) || strings.HasPrefix(in.Name, rescueNames) {
+		return nil, api.Errorf(api.CodeUsage, "name %q: such names are those of rescue invites", in.Name)
 	}
 	role, err := store.ParseRole(in.Role)
 	if err != nil {
@@ -104,6 +112,9 @@ func (s *Server) adminRemove(c call) (any, error) {
 			return err
 		}
 		if err := withdraw(tx, c, a); err != nil {
+			return err
+		}
+		if err := denyRescue(tx, c, a); err != nil {
 			return err
 		}
 		if left.Approvers, err = approvers(tx); err != nil {
@@ -162,7 +173,7 @@ func (s *Server) login(c call) (any, error) {
 	var out api.LoginReply
 	return &out, s.store.Update(func(tx *store.Tx) error {
 		a, err := tx.AdminByInvite(sha256.Sum256(in.Secret))
-		if err != nil || a.Removed || a.KeyID != "" && a.KeyID != c.key.KeyID() || a.KeyID == "" && !c.now.Before(a.InviteExpires) {
+		if err != nil || a.Removed || a.KeyID != "" && a.KeyID != c.key.KeyID() || a.KeyID == "" && !c.now.Before(a.InviteExpires) || a.Rescue != nil && a.Rescue.Over(c.now) {
 			return api.Errorf(api.CodeRefused, "refused: this invite is unknown here, used or expired; ask for a new one")
 		}
 		if other, err := tx.AdminByKey(c.key.KeyID()); err == nil && other.Name != a.Name {
@@ -173,14 +184,18 @@ func (s *Server) login(c call) (any, error) {
 			return err
 		}
 		out = api.LoginReply{Name: a.Name, Role: string(a.Role), Policy: policy}
+		action := "admin.login"
+		if r := a.Rescue; r != nil {
+			out.Name, out.Expires, action = r.Requester(), r.Expires, "rescue.login"
+		}
 		a.Key, a.KeyID = c.key, c.key.KeyID()
 		if err := tx.PutAdmin(a); errors.Is(err, store.ErrExists) {
 			return api.Errorf(api.CodeRefused, "refused: this identity was a removed administrator's; use another --home for %s", a.Name)
 		} else if err != nil {
 			return err
 		}
-		c.actor = "admin:" + a.Name
-		return c.record(tx, store.Event{Action: "admin.login", Detail: "key " + string(a.KeyID)})
+		c.actor = actorOf(a)
+		return c.record(tx, store.Event{Action: action, Detail: "key " + string(a.KeyID)})
 	})
 }
 

@@ -28,7 +28,7 @@ func (s *Server) request(c call) (any, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case c.admin == nil || r.RequesterID != c.admin.KeyID || r.Requester != c.admin.Name:
+	case c.admin == nil || r.RequesterID != c.admin.KeyID || r.Requester != c.requester():
 		return nil, api.Errorf(api.CodeRefused, "refused: a request is filed by the one who signed it")
 	case r.Created.After(c.now.Add(clockSkew)) || !r.Expires.After(c.now) || r.Expires.After(c.now.Add(recovery.MaxLifetime+clockSkew)):
 		return nil, api.Errorf(api.CodeUsage, "the request's times do not fit this server's clock, %s: check the clocks", c.now.Format(time.RFC3339))
@@ -49,13 +49,16 @@ func (s *Server) request(c call) (any, error) {
 		if rec.Here, err = enoughHere(tx, p); err != nil {
 			return err
 		}
+		if err := c.fileRescue(tx, r, &rec); err != nil {
+			return err
+		}
 		if out, err = describe(rec); err != nil {
 			return err
 		}
 		if err := tx.PutRequest(rec); err != nil {
 			return err
 		}
-		return c.record(tx, event(r, "recover.request", fmt.Sprintf("%s: %s", r.Payload, r.Reason)))
+		return c.record(tx, event(r, "recover.request", fmt.Sprintf("%s for %s: %s", r.Payload, r.Requester, r.Reason)))
 	})
 }
 
@@ -135,13 +138,26 @@ func (s *Server) requests(c call) (any, error) {
 func (s *Server) requestShow(c call) (any, error) {
 	var out api.Request
 	return &out, s.store.View(func(tx *store.Tx) error {
-		rec, err := findRequest(tx, c.PathValue("id"))
+		rec, _, err := c.requested(tx)
 		if err != nil {
 			return err
 		}
 		out, err = describe(rec.At(c.now))
 		return err
 	})
+}
+
+// requested finds the request that a call names, and reads what its requester
+// signed. To a rescue there is only its own.
+func (c call) requested(tx *store.Tx) (rec recovery.Record, r *recovery.Request, err error) {
+	rec, err = findRequest(tx, c.PathValue("id"))
+	if c.rescue() != nil && (err != nil || rec.RequesterID != c.admin.KeyID) {
+		err = errStranger
+	}
+	if err == nil {
+		r, err = recovery.ParseRequest(rec.Signed)
+	}
+	return rec, r, err
 }
 
 // findRequest finds a request by its id or a prefix of it.
@@ -176,7 +192,7 @@ func findRequest(tx *store.Tx, word string) (recovery.Record, error) {
 func (s *Server) material(c call) (any, error) {
 	var out api.Material
 	return &out, s.store.Update(func(tx *store.Tx) error {
-		rec, err := findRequest(tx, c.PathValue("id"))
+		rec, r, err := c.requested(tx)
 		if err != nil {
 			return err
 		}
@@ -184,10 +200,6 @@ func (s *Server) material(c call) (any, error) {
 			return api.Errorf(api.CodeUsage, "an approval needs an administrator's own identity: use --home")
 		}
 		if err := rec.MayApprove(c.admin.Name, c.admin.KeyID, c.now); err != nil {
-			return err
-		}
-		r, err := recovery.ParseRequest(rec.Signed)
-		if err != nil {
 			return err
 		}
 		p, err := requestedPacket(tx, r)
@@ -218,7 +230,7 @@ func (s *Server) approve(c call) (any, error) {
 	}
 	var out api.Request
 	return &out, s.store.Update(func(tx *store.Tx) error {
-		rec, err := findRequest(tx, c.PathValue("id"))
+		rec, r, err := c.requested(tx)
 		if err != nil {
 			return err
 		}
@@ -228,10 +240,6 @@ func (s *Server) approve(c call) (any, error) {
 		}
 		if c.admin == nil || a.ApproverID != c.admin.KeyID || a.Approver != c.admin.Name {
 			return api.Errorf(api.CodeRefused, "refused: an approval is sent by the one who signed it")
-		}
-		r, err := recovery.ParseRequest(rec.Signed)
-		if err != nil {
-			return err
 		}
 		p, err := requestedPacket(tx, r)
 		if err != nil {
@@ -271,7 +279,7 @@ func (s *Server) deny(c call) (any, error) {
 	}
 	var out api.Request
 	return &out, s.store.Update(func(tx *store.Tx) error {
-		rec, err := findRequest(tx, c.PathValue("id"))
+		rec, r, err := c.requested(tx)
 		if err != nil {
 			return err
 		}
@@ -279,10 +287,6 @@ func (s *Server) deny(c call) (any, error) {
 			return api.Errorf(api.CodeRefused, "refused: %s has the role %s; to deny another's request needs the role %s", c.admin.Name, c.admin.Role, store.Approver)
 		}
 		if rec, err = rec.Deny(c.actor, in.Reason, c.now); err != nil {
-			return err
-		}
-		r, err := recovery.ParseRequest(rec.Signed)
-		if err != nil {
 			return err
 		}
 		if out, err = describe(rec); err != nil {
@@ -301,16 +305,12 @@ func (s *Server) deny(c call) (any, error) {
 func (s *Server) release(c call) (any, error) {
 	var out api.Release
 	return &out, s.store.Update(func(tx *store.Tx) error {
-		rec, err := findRequest(tx, c.PathValue("id"))
+		rec, r, err := c.requested(tx)
 		if err != nil {
 			return err
 		}
 		if c.admin == nil {
 			return api.Errorf(api.CodeUsage, "a release goes to the requester's own identity: use --home")
-		}
-		r, err := recovery.ParseRequest(rec.Signed)
-		if err != nil {
-			return err
 		}
 		released, approvals, err := rec.Release(c.admin.KeyID, c.now)
 		if err != nil {
@@ -333,7 +333,10 @@ func (s *Server) release(c call) (any, error) {
 		if err := tx.PutRequest(released); err != nil {
 			return err
 		}
-		return c.record(tx, event(r, "recover.release", r.Payload+" to "+r.Requester))
+		if err := c.record(tx, event(r, "recover.release", r.Payload+" to "+r.Requester)); err != nil {
+			return err
+		}
+		return c.endRescue(tx)
 	})
 }
 

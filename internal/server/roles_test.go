@@ -51,6 +51,7 @@ var matrix = map[string]string{
 	"POST /v1/requests/{id}/approve":      "- - - - y y y",
 	"POST /v1/requests/{id}/deny":         "- - - y y y y",
 	"POST /v1/requests/{id}/release":      "- - - y y y h",
+	"POST /v1/rescues":                    "- - - y y y h",
 }
 
 var callers = []string{"stranger", "machine", "viewer", "helpdesk", "approver", "admin", "local"}

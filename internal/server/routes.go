@@ -69,6 +69,17 @@ var routes = []route{
 	{"POST /v1/requests/{id}/approve", approver, "recover.approve.refused", false, (*Server).approve},
 	{"POST /v1/requests/{id}/deny", helpdesk, "recover.deny.refused", false, (*Server).deny},
 	{"POST /v1/requests/{id}/release", helpdesk, "recover.release.refused", false, (*Server).release},
+	{"POST /v1/rescues", helpdesk, "rescue.invite.refused", false, (*Server).rescueInvite},
+}
+
+// rescueRoutes are what a rescue may call too, each only about its own volume
+// and its own request.
+var rescueRoutes = map[string]bool{
+	"GET /v1/recoverable":            true,
+	"POST /v1/requests":              true,
+	"GET /v1/requests/{id}":          true,
+	"POST /v1/requests/{id}/deny":    true,
+	"POST /v1/requests/{id}/release": true,
 }
 
 // bodyLimit is how much of a body is read: a stranger sends no more than a
