@@ -13,6 +13,7 @@ import (
 const (
 	RescueLifetime    = 24 * time.Hour     // when nothing else is said
 	MaxRescueLifetime = 7 * 24 * time.Hour // the longest
+	maxRescueRequests = 10                 // one after another
 
 	// RescuePrefix begins the name of a rescue as a requester. No
 	// administrator has such a name.
@@ -22,7 +23,6 @@ const (
 // Refusals of a rescue.
 var (
 	ErrRescueOver = errors.New("this rescue invite is over")
-	ErrRescueBusy = errors.New("a request of this rescue invite is open already; withdraw it first")
 	ErrInvited    = errors.New("nobody approves what a rescue asks that they invited")
 )
 
@@ -35,6 +35,7 @@ type Rescue struct {
 	Reason    string         `json:"reason,omitempty"`  // of the inviter
 	Expires   time.Time      `json:"expires"`           // the first instant at which it is no more
 	Request   string         `json:"request,omitempty"` // the id of the last request; none before the first
+	Filed     int            `json:"filed,omitempty"`   // how many requests
 }
 
 // RescueName is how requests, lists and the audit log name who asks by a rescue
@@ -50,25 +51,25 @@ func (r Rescue) Requester() string { return RescueName(r.Volume, r.Inviter) }
 func (r Rescue) Over(now time.Time) bool { return !now.Before(r.Expires) }
 
 // File returns the rescue as it is after it filed a request. last is its last
-// request; nil before the first. One is open at a time, and after somebody else
-// denied one there is no other: the answer was no.
+// request; nil before the first. One is open at a time: the caller withdraws the
+// last. After somebody else denied one there is no other: the answer was no.
 func (r Rescue) File(request *Request, last *Record, now time.Time) (Rescue, error) {
 	switch {
 	case r.Over(now):
 		return r, ErrRescueOver
 	case request.VolumeUUID != r.Volume:
 		return r, fmt.Errorf("%w: it is of volume %s", ErrRescueOver, r.Volume)
+	case r.Filed >= maxRescueRequests:
+		return r, fmt.Errorf("%w: it has made %d requests", ErrRescueOver, r.Filed)
 	case last != nil:
 		switch before := last.At(now); {
-		case before.State == Open || before.State == Approved:
-			return r, ErrRescueBusy
 		case before.State == Released:
 			return r, fmt.Errorf("%w: its request was released", ErrRescueOver)
 		case before.State == Denied && !before.withdrawn():
 			return r, fmt.Errorf("%w: its request was denied", ErrRescueOver)
 		}
 	}
-	r.Request = request.ID
+	r.Request, r.Filed = request.ID, r.Filed+1
 	return r, nil
 }
 

@@ -88,6 +88,9 @@ func newAdminList(g *globals) *cobra.Command {
 				case a.KeyID == "":
 					state = "invited"
 				}
+				if r := a.Rescue; r != nil {
+					state = fmt.Sprintf("%s; volume %s, invited by %s, until %s", state, r.Volume, r.InvitedBy, when(r.Expires))
+				}
 				return []string{a.Name, a.Role, a.KeyID.Short(), state}
 			})
 		},

@@ -84,6 +84,7 @@ type corrupt struct {
 	material func(*api.Material)
 	released func(*api.Release)
 	lists    func(*api.Request)
+	login    func(*api.LoginReply) // of a rescue
 	machines []api.Machine
 
 	filed    []byte
@@ -97,7 +98,7 @@ func newCorrupt(t *testing.T) *corrupt {
 	t.Helper()
 	c := &corrupt{
 		t: t, dir: t.TempDir(), key: must(identity.Generate()), packet: corruptKeys().packet,
-		material: func(*api.Material) {}, released: func(*api.Release) {}, lists: func(*api.Request) {},
+		material: func(*api.Material) {}, released: func(*api.Release) {}, lists: func(*api.Request) {}, login: func(*api.LoginReply) {},
 	}
 	listener := must(tls.Listen("tcp", "127.0.0.1:0", must(c.key.ServerTLS(api.Protocol))))
 	server := &http.Server{Handler: c}
@@ -130,6 +131,13 @@ func (c *corrupt) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	var out any
 	switch path := r.URL.Path; {
+	case path == "/v1/login":
+		reply := api.LoginReply{
+			Name: recovery.RescueName(corruptVolume, "bob"), Role: string(store.Rescuer),
+			Policy: api.Policy{Policy: string(corruptKeys().policy.Bytes())}, Expires: time.Now().Add(time.Hour),
+		}
+		c.login(&reply)
+		out = reply
 	case path == "/v1/recoverable":
 		out = api.PacketHead{
 			Header: c.packet.HeaderBytes, Digest: hex.EncodeToString(c.packet.Digest[:]),

@@ -54,7 +54,7 @@ var exits = []struct {
 	{exitMismatch, []error{errOtherVolume, luks.ErrMismatch, luks.ErrVolumeKey}},
 	{exitRefused, []error{
 		recovery.ErrWords, enroll.ErrPolicy, errForeign, identity.ErrPin, api.ErrSetBack, seal.ErrMismatch,
-		recovery.ErrOwn, recovery.ErrTwice, recovery.ErrExpired, recovery.ErrOver, recovery.ErrNotYours, unlock.ErrRefused,
+		recovery.ErrOwn, recovery.ErrInvited, recovery.ErrRescueOver, recovery.ErrTwice, errDenied, recovery.ErrExpired, recovery.ErrOver, recovery.ErrNotYours, unlock.ErrRefused,
 	}},
 	{exitNotApproved, []error{recovery.ErrNotApproved}},
 	{exitLimit, []error{escrow.ErrLimit, store.ErrFull, enroll.ErrFull, cryptsetup.ErrFull}},
@@ -106,7 +106,7 @@ func hintFor(err error) string {
 		target error
 		text   string
 	}{
-		{api.ErrTicket, "copy the whole line again; it begins with met1. (token) or mei1. (invite)"},
+		{api.ErrTicket, "copy the whole line again; it begins with met1. (token), mei1. (invite) or mer1. (rescue invite)"},
 		{errNotRunning, "start it with `mandos-escrow server run --state DIR`, or `systemctl start` its unit; DIR is the folder that `server init` made"},
 		{enroll.ErrNotTold, "no keyslot of ours was removed; run the same command again when the server answers, or with --offline to go on without it"},
 		{api.ErrUnreachable, "is the server running? `mandos-escrow server status --state DIR` on it tells; then run the same command again"},

@@ -19,8 +19,8 @@ import (
 )
 
 type recoverOptions struct {
-	// what to do: exactly one
-	request, list                             bool
+	// what to do: exactly one; invite with request is a rescue
+	request, list, invite                     bool
 	approve, deny, release, restore, openFile string
 
 	volume, reason, payload                 string
@@ -28,12 +28,17 @@ type recoverOptions struct {
 	words, key, keyPassphraseFile           string
 	out, otpFile, device, newPassphraseFile string
 	phone                                   bool
+
+	inviteFile string // of a rescue
+	text       bool
+	noWait     bool
+	wait       time.Duration
 }
 
 func newRecover(g *globals) *cobra.Command {
 	var o recoverOptions
 	cmd := &cobra.Command{
-		Use:   "recover --request | --list | --approve ID | --deny ID | --release ID | --restore FILE | --open FILE",
+		Use:   "recover --request | --list | --approve ID | --deny ID | --release ID | --restore FILE | --open FILE | --invite [FILE]",
 		Short: "get back into a volume, with other people's approval",
 		Long: `Gets back into a volume whose passphrase is lost:
 
@@ -51,18 +56,36 @@ With several servers, and a packet that N of them open, log in at each with one
 home: the request goes to all, with one id and the same six words; approvers know
 one server each; --release collects when N have approved, and exits with 3 before.
 
+A rescue system has no identity. --invite makes a one-use invite for one volume,
+in a file for a stick (--out) or as lines to type (--text). On the rescue system
+--request --device DEV --invite FILE does the rest: asks, prints the six words to be
+read to the helpdesk, waits until others approved, and puts a new passphrase on the
+volume. No key is shown. FILE may hold the typed lines, or be - to type them.
+Nobody approves what a rescue asks by their own invite. When it is interrupted, run
+the same command again: it goes on, until the system is switched off, or with --home
+for as long as that folder is there.
+
 The server cannot read any of it, and needs nobody's trust for it: the words are
 of the request as the requester signed it.`,
 		Example: `  mandos-escrow recover --request --volume laptop7 --reason 'forgot it'
   mandos-escrow recover --approve 3f9c --words 'able cane dust echo fuel gate'
   mandos-escrow recover --release 3f9c --out packet.asc --otp-file otp
-  mandos-escrow recover --restore packet.asc --otp-file otp --device /dev/sda3 --new-passphrase-file new`,
-		Args: noArgs,
+  mandos-escrow recover --restore packet.asc --otp-file otp --device /dev/sda3 --new-passphrase-file new
+  mandos-escrow recover --invite --volume laptop7 --reason 'ticket 4711' --text
+  mandos-escrow recover --request --device /dev/sda3 --invite - --reason 'forgot it'`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if o.request && o.invite && len(args) == 1 { // --invite is a verb, and with --request takes a file
+				o.inviteFile = args[0]
+				return nil
+			}
+			return noArgs(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return runRecover(cmd.Context(), g, o) },
 	}
 	f := cmd.Flags()
 	f.BoolVar(&o.request, "request", false, "ask for a recovery")
 	f.BoolVar(&o.list, "list", false, "list requests")
+	f.BoolVar(&o.invite, "invite", false, "invite a rescue system; with --request and a FILE, ask by that invite")
 	f.StringVar(&o.approve, "approve", "", "approve the request `ID`")
 	f.StringVar(&o.deny, "deny", "", "deny the request `ID`, or withdraw one's own")
 	f.StringVar(&o.release, "release", "", "collect the approved request `ID`")
@@ -80,6 +103,9 @@ of the request as the requester signed it.`,
 	f.BoolVar(&o.phone, "phone", false, "show the recovery passphrase on the terminal, to be read out")
 	f.StringVar(&o.device, "device", "", "LUKS device or image file to restore")
 	f.StringVar(&o.newPassphraseFile, "new-passphrase-file", "", "file with the passphrase that the volume gets (asked for otherwise)")
+	f.BoolVar(&o.text, "text", false, "print the rescue invite as lines to type")
+	f.BoolVar(&o.noWait, "no-wait", false, "on a rescue system: ask, or look once whether it was approved, and do not wait")
+	f.DurationVar(&o.wait, "wait", 0, "on a rescue system: how long to wait for approval (default: as long as the request lives)")
 	f.StringVar(&g.state, "state", "", "")
 	_ = f.MarkHidden("state")
 	return g.withJSON(cmd)
@@ -90,8 +116,13 @@ func runRecover(ctx context.Context, g *globals, o recoverOptions) error {
 		return usage("recover opens secrets, which a server never does: use --home, with your own identity, not --state")
 	}
 	verbs := map[string]func() error{}
-	if o.request {
+	switch {
+	case o.request && o.invite:
+		verbs["--request"] = func() error { return runRescue(ctx, g, o) }
+	case o.request:
 		verbs["--request"] = func() error { return runRequest(ctx, g, o) }
+	case o.invite:
+		verbs["--invite"] = func() error { return runInvite(ctx, g, o) }
 	}
 	if o.list {
 		verbs["--list"] = func() error { return runRequests(ctx, g) }
@@ -111,7 +142,7 @@ func runRecover(ctx context.Context, g *globals, o recoverOptions) error {
 		}
 	}
 	if len(verbs) != 1 {
-		return usage("recover needs exactly one of --request, --list, --approve, --deny, --release, --restore, --open")
+		return usage("recover needs exactly one of --request, --list, --approve, --deny, --release, --restore, --open, --invite")
 	}
 	for _, run := range verbs {
 		return run()
@@ -119,12 +150,32 @@ func runRecover(ctx context.Context, g *globals, o recoverOptions) error {
 	return nil
 }
 
-// runRequest makes a one-off key, signs a request that binds it to the packet,
-// and keeps its private half in the home until the release.
 func runRequest(ctx context.Context, g *globals, o recoverOptions) error {
 	if o.volume == "" || strings.TrimSpace(o.reason) == "" {
 		return usage("recover --request needs --volume and --reason")
 	}
+	if err := o.checkRequest(); err != nil {
+		return err
+	}
+	c, err := g.connectHome()
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	filed, err := c.ask(ctx, g, o)
+	if err != nil {
+		return err
+	}
+	if g.json {
+		return g.printJSON(filed)
+	}
+	g.showFiled(filed)
+	g.say("read the six words to %s, by telephone or in person; then: mandos-escrow recover --release %s", whoApproves(filed), filed.ID[:8])
+	return nil
+}
+
+// checkRequest refuses what no request can say.
+func (o recoverOptions) checkRequest() error {
 	if o.payload != escrow.ForPassphrase && o.payload != escrow.ForVolumeKey {
 		return usage("--for %s: it is %s or %s", o.payload, escrow.ForPassphrase, escrow.ForVolumeKey)
 	}
@@ -137,52 +188,57 @@ func runRequest(ctx context.Context, g *globals, o recoverOptions) error {
 	if o.lifetime < time.Minute || o.lifetime > recovery.MaxLifetime {
 		return usage("--lifetime %s: from 1m to %s", o.lifetime, recovery.MaxLifetime)
 	}
-	c, err := g.connectHome()
-	if err != nil {
-		return err
-	}
-	defer c.close()
+	return nil
+}
+
+// ask makes a one-off key, signs a request that binds it to the packet, keeps its
+// private half in the home until the release, and files the request.
+func (c circle) ask(ctx context.Context, g *globals, o recoverOptions) (filed api.Request, err error) {
 	found, err := c.findPacket(ctx, g, o)
 	if err != nil {
-		return err
+		return filed, err
 	}
 	request := found.request
 	now := time.Now().Truncate(time.Second)
 	oneOff, err := seal.Generate("one-off key of a recovery request", now)
 	if err != nil {
-		return err
+		return filed, err
 	}
 	request.ID, request.Recipient = secret.ID(), oneOff.Public()
 	request.Created, request.Expires = now, now.Add(o.lifetime)
 	signed, err := request.Sign(c[0].key)
 	if err != nil {
-		return err
+		return filed, err
 	}
 	keyText, err := oneOff.Armor()
 	if err != nil {
-		return err
+		return filed, err
 	}
 	defer secret.Wipe(keyText)
 	home := c[0].home
 	if err := home.KeepRequest(request.ID, signed, keyText); err != nil {
-		return err
+		return filed, err
 	}
-	filed, err := found.file(ctx, g, request.ID, signed)
+	filed, err = found.file(ctx, g, request.ID, signed)
 	if err != nil {
 		_ = home.ForgetRequest(request.ID)
-		return err
+		return filed, err
 	}
-	filed.Words = recovery.Words(recovery.Digest(signed))
-	if g.json {
-		return g.printJSON(filed)
+	filed.ID, filed.Volume, filed.Machine = request.ID, request.VolumeUUID, request.Machine // as they were signed
+	filed.Words, filed.Expires = recovery.Words(recovery.Digest(signed)), request.Expires
+	return filed, nil
+}
+
+// showFiled prints what a request is known by.
+func (g *globals) showFiled(r api.Request) {
+	fmt.Fprintf(g.out, "request  %s\nvolume   %s of %s\nwords    %s\n", r.ID, safe(r.Volume), safe(r.Machine), r.Words)
+}
+
+func whoApproves(r api.Request) string {
+	if r.Threshold > 1 {
+		return fmt.Sprintf("people who may approve it, with the keys of %d trustees", r.Threshold)
 	}
-	fmt.Fprintf(g.out, "request  %s\nvolume   %s of %s\nwords    %s\n", request.ID, safe(request.VolumeUUID), safe(request.Machine), filed.Words)
-	who := "somebody who may approve it"
-	if filed.Threshold > 1 {
-		who = fmt.Sprintf("people who may approve it, with the keys of %d trustees", filed.Threshold)
-	}
-	g.say("read the six words to %s, by telephone or in person; then: mandos-escrow recover --release %s", who, request.ID[:8])
-	return nil
+	return "somebody who may approve it"
 }
 
 // bind fills a request with what the server says about the packet. Should that
@@ -338,12 +394,17 @@ func (s *session) checkMaterial(request *recovery.Request, m api.Material) (*esc
 		return nil, recovery.ErrExpired
 	case request.RequesterID == s.key.KeyID() || request.Requester == s.membership.Name:
 		return nil, recovery.ErrOwn
+	case request.Requester == recovery.RescueName(request.VolumeUUID, s.membership.Name):
+		return nil, recovery.ErrInvited
 	}
 	return brief, nil
 }
 
 func showRequest(g *globals, r *recovery.Request, b *escrow.Brief) {
 	g.say("request   %s by %s, expires %s", r.ID, quoted(r.Requester), when(r.Expires))
+	if strings.HasPrefix(r.Requester, recovery.RescuePrefix) {
+		g.say("          a rescue system without an identity: whoever holds the invite; that the voice is known counts all the more")
+	}
 	g.say("asks for  the %s of volume %s of machine %s", safe(r.Payload), safe(b.Volume.UUID), quoted(b.Machine))
 	g.say("packet    %s, made %s, opens with the shares of %d of %d trustees", b.ID, when(b.Created), b.Threshold, len(b.Trustees))
 	g.say("reason    %s", quoted(r.Reason))

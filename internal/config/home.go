@@ -228,18 +228,23 @@ func (h Home) requestFile(id, kind string) string {
 	return filepath.Join(h.Dir, requestsFolder, filepath.Base(id)+"."+kind)
 }
 
+// Requests are the ids of the requests that this home waits for.
+func (h Home) Requests() ([]string, error) {
+	paths, err := filesIn(filepath.Join(h.Dir, requestsFolder), ".request")
+	var ids []string
+	for _, path := range paths {
+		ids = append(ids, strings.TrimSuffix(filepath.Base(path), ".request"))
+	}
+	return ids, err
+}
+
 // FindRequest finds a request of this home by its id or the beginning of it.
 func (h Home) FindRequest(word string) (string, error) {
-	paths, err := filesIn(filepath.Join(h.Dir, requestsFolder), ".request")
+	ids, err := h.Requests()
 	if err != nil {
 		return "", err
 	}
-	var fits []string
-	for _, path := range paths {
-		if id := strings.TrimSuffix(filepath.Base(path), ".request"); word != "" && strings.HasPrefix(id, strings.ToLower(word)) {
-			fits = append(fits, id)
-		}
-	}
+	fits := slices.DeleteFunc(ids, func(id string) bool { return word == "" || !strings.HasPrefix(id, strings.ToLower(word)) })
 	switch len(fits) {
 	case 0:
 		return "", fmt.Errorf("%w: %s has none %q to collect; only the home that made a request can, and only once: was it released already, make a new one", ErrNoRequest, h.Dir, word)
@@ -247,6 +252,20 @@ func (h Home) FindRequest(word string) (string, error) {
 		return fits[0], nil
 	}
 	return "", fmt.Errorf("%w: %q could be several:\n  %s", ErrNoRequest, word, strings.Join(fits, "\n  "))
+}
+
+// Destroy removes the home, with zeros in the place of its keys.
+func (h Home) Destroy() error {
+	for _, folder := range []string{h.Dir, filepath.Join(h.Dir, requestsFolder)} {
+		paths, err := filesIn(folder, "")
+		if err != nil {
+			return err
+		}
+		for _, path := range paths {
+			overwrite(path)
+		}
+	}
+	return os.RemoveAll(h.Dir)
 }
 
 // KeepRelease keeps a release, which only the one-off key opens, until it was

@@ -206,8 +206,6 @@ func (s *Server) translate(err error) error {
 		return api.Errorf(api.CodeConflict, "%v", err)
 	case errors.Is(err, recovery.ErrNotApproved):
 		return api.Errorf(api.CodeNotApproved, "%v", err)
-	case errors.Is(err, recovery.ErrRescueBusy):
-		return api.Errorf(api.CodeConflict, "%v", err)
 	case isAny(err, recovery.ErrOwn, recovery.ErrInvited, recovery.ErrRescueOver, recovery.ErrTwice, recovery.ErrExpired, recovery.ErrOver, recovery.ErrNotYours,
 		store.ErrTokenExpired, store.ErrTokenUsed, store.ErrTokenRevoked):
 		return api.Errorf(api.CodeRefused, "refused: %v", err)

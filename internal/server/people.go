@@ -114,7 +114,7 @@ func (s *Server) adminRemove(c call) (any, error) {
 		if err := withdraw(tx, c, a); err != nil {
 			return err
 		}
-		if err := denyRescue(tx, c, a); err != nil {
+		if err := denyRescue(tx, c, a, "the rescue invite was removed"); err != nil {
 			return err
 		}
 		if left.Approvers, err = approvers(tx); err != nil {

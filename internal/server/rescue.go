@@ -113,6 +113,9 @@ func (c call) fileRescue(tx *store.Tx, r *recovery.Request, rec *recovery.Record
 	if err != nil {
 		return err
 	}
+	if err := denyRescue(tx, c, a, "replaced by another request of the same rescue"); err != nil {
+		return err
+	}
 	rec.Inviter, rec.InviterID = rescue.Inviter, rescue.InviterID
 	a.Rescue = &next
 	return tx.PutAdmin(a)
@@ -131,8 +134,8 @@ func (c call) endRescue(tx *store.Tx) error {
 	return tx.PutAdmin(a)
 }
 
-// denyRescue ends the request of a rescue whose invite is removed.
-func denyRescue(tx *store.Tx, c call, a store.Admin) error {
+// denyRescue ends the last request of a rescue, if it is not over.
+func denyRescue(tx *store.Tx, c call, a store.Admin, why string) error {
 	if a.Rescue == nil || a.Rescue.Request == "" {
 		return nil
 	}
@@ -140,7 +143,7 @@ func denyRescue(tx *store.Tx, c call, a store.Admin) error {
 	if err != nil {
 		return err
 	}
-	denied, err := rec.Deny(c.actor, "the rescue invite was removed", c.now)
+	denied, err := rec.Deny(c.actor, why, c.now)
 	if errors.Is(err, recovery.ErrOver) || errors.Is(err, recovery.ErrExpired) {
 		return nil
 	}

@@ -65,14 +65,17 @@ func TestRescue(t *testing.T) {
 			t.Fatalf("%s: %v", word, err)
 		}
 	}
-	a := r.file(s, h)
-	_, err := r.fileErr(s, h)
-	wantCode(t, "a second request beside it", err, api.CodeConflict)
+	first := r.file(s, h)
+	a := r.file(s, h) // takes the place of the first
+	if rec := s.stored(first); rec.State != recovery.Denied || !slices.Equal(s.actions(first.id), []string{"recover.request", "recover.deny"}) {
+		t.Errorf("the first request is %s: %v", rec.State, s.actions(first.id))
+	}
+	wantCode(t, "an approval of the first", alice.approve(first, h), api.CodeRefused)
 	var shown api.Request
 	if err := r.Call(t.Context(), "GET", "/v1/requests/"+a.id, nil, &shown); err != nil || shown.State != recovery.Open || shown.Requester != r.name {
 		t.Fatalf("%+v, %v", shown, err)
 	}
-	_, err = r.collect(a)
+	_, err := r.collect(a)
 	wantCode(t, "collected too early", err, api.CodeNotApproved)
 	if err := alice.approve(a, h); err != nil {
 		t.Fatal(err)
@@ -143,9 +146,13 @@ func TestRescueRoutes(t *testing.T) {
 	as.name = "bob"
 	_, err = as.fileErr(s, h)
 	wantCode(t, "a request in the inviter's name", err, api.CodeRefused)
-	if _, err := r.fileErr(s, h); err != nil {
-		t.Errorf("after it withdrew its request: %v", err)
+	for n := 2; n <= 10; n++ {
+		if _, err := r.fileErr(s, h); err != nil {
+			t.Fatalf("after it withdrew its request, number %d: %v", n, err)
+		}
 	}
+	_, err = r.fileErr(s, h)
+	wantCode(t, "an 11th request", err, api.CodeRefused)
 }
 
 // A rescue is over at release, denial by somebody else, expiry, and removal.
