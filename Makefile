@@ -55,6 +55,8 @@ e2e: build
 	@test/e2e/main-job.sh bin luks2
 	@echo 'e2e: five servers, any three'
 	@test/e2e/several-servers.sh bin
+	@echo 'e2e: rescue from a live system'
+	@test/e2e/rescue.sh bin
 
 # The time of the last commit is that of every file, so that the same commit
 # gives the same packages.

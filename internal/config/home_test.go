@@ -257,3 +257,26 @@ func TestForgetLeftovers(t *testing.T) {
 		t.Errorf("the request is gone: %q, %v", id, err)
 	}
 }
+
+// A home that served is gone, keys and all, and nothing beside it.
+func TestDestroy(t *testing.T) {
+	dir := t.TempDir()
+	home := Home{Dir: filepath.Join(dir, "rescue")}
+	if _, err := home.Make(); err != nil {
+		t.Fatal(err)
+	}
+	if err := home.KeepRequest("0a", []byte("request"), []byte("key")); err != nil {
+		t.Fatal(err)
+	}
+	if ids, err := home.Requests(); err != nil || len(ids) != 1 || ids[0] != "0a" {
+		t.Errorf("%v, %v", ids, err)
+	}
+	for range 2 {
+		if err := home.Destroy(); err != nil {
+			t.Fatal(err)
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+			t.Errorf("%v, %v", left, err)
+		}
+	}
+}
