@@ -56,6 +56,8 @@ type Entry struct {
 	VerifiedAt   time.Time      `json:"verified_at,omitzero"`
 	ObsoleteAt   time.Time      `json:"obsolete_at,omitzero"`
 	Hold         bool           `json:"hold"`
+	// Imported: no machine uploaded it. It never takes a machine's packet's place.
+	Imported bool `json:"imported,omitempty"`
 	// RevealedAt has, for each payload that was released, when it was first.
 	RevealedAt map[string]time.Time `json:"revealed_at,omitempty"`
 }

@@ -147,6 +147,13 @@ type Packet struct {
 	Verified bool `json:"verified"`
 }
 
+// Import is a packet that an administrator brings. Proved: its secrets were
+// checked against the volume, on this administrator's word.
+type Import struct {
+	Packet []byte `json:"packet"`
+	Proved bool   `json:"proved"`
+}
+
 // PacketHead is what a request binds: the clear header, and digests.
 type PacketHead struct {
 	Header         []byte            `json:"header"`

@@ -338,14 +338,15 @@ func activate(tx *store.Tx, m unlock.Machine, uuid string, boot bool) (unlock.Ma
 
 // supersede marks the packet that the new one names. When a verified packet of
 // the volume is there that it does not name, this machine's or another's, then
-// somebody enrolled a copy: both are held, and an alarm stands in the log.
+// somebody enrolled a copy: both are held, and an alarm stands in the log. An
+// import is no sign of that, and stays what it is.
 func (s *Server) supersede(tx *store.Tx, c call, entry escrow.Entry) error {
 	var others []escrow.Entry
 	for old, err := range tx.EntriesOfVolume(entry.Volume.UUID) {
 		if err != nil {
 			return err
 		}
-		if old.ID != entry.ID && old.State == escrow.Verified {
+		if old.ID != entry.ID && old.State == escrow.Verified && !old.Imported {
 			others = append(others, old)
 		}
 	}

@@ -169,14 +169,21 @@ func findVolume(tx *store.Tx, word string) (escrow.Entry, error) {
 
 // only finds the one thing that fits; what tells things apart is their label.
 func only(tx *store.Tx, kind, word string, fits func(escrow.Entry) bool, label func(escrow.Entry) string) (escrow.Entry, error) {
-	found := map[string]escrow.Entry{}
+	var fitting []escrow.Entry
 	for e, err := range tx.Entries() {
 		if err != nil {
 			return escrow.Entry{}, err
 		}
 		if fits(e) {
-			found[label(e)] = e
+			fitting = append(fitting, e)
 		}
+	}
+	if kind == "volume" {
+		fitting = ownFirst(fitting)
+	}
+	found := map[string]escrow.Entry{}
+	for _, e := range fitting {
+		found[label(e)] = e
 	}
 	switch len(found) {
 	case 0:
@@ -196,13 +203,17 @@ func only(tx *store.Tx, kind, word string, fits func(escrow.Entry) bool, label f
 
 // newestOf returns the verified packet of a volume that is not replaced, or
 // the newest obsolete one. Several that are not replaced are a fork, which a
-// person must decide.
+// person must decide. An import counts only where no machine has one in use.
 func newestOf(tx *store.Tx, uuid string) (escrow.Entry, error) {
-	var current []escrow.Entry
+	var current, imports []escrow.Entry
 	var newest escrow.Entry
 	for e, err := range tx.EntriesOfVolume(uuid) {
 		if err != nil {
 			return e, err
+		}
+		if e.Imported {
+			imports = append(imports, e)
+			continue
 		}
 		if e.State == escrow.Verified {
 			current = append(current, e)
@@ -215,11 +226,12 @@ func newestOf(tx *store.Tx, uuid string) (escrow.Entry, error) {
 	case len(current) == 1:
 		return current[0], nil
 	case len(current) > 1:
-		lines := []string{}
-		for _, e := range current {
-			lines = append(lines, fmt.Sprintf("%s  of %s, key ID %s, stored %s", e.ID, e.Machine, e.KeyID.Short(), e.Stored.Format("2006-01-02 15:04")))
-		}
-		return escrow.Entry{}, api.Errorf(api.CodeAmbiguous, "volume %s has %d packets, and none replaces the others; name one by its id:\n  %s", uuid, len(current), strings.Join(lines, "\n  "))
+		return escrow.Entry{}, ambiguous(uuid, current)
+	}
+	if e, err := importOf(uuid, imports); err != nil || e.ID != "" {
+		return e, err
+	}
+	switch {
 	case newest.ID != "":
 		return newest, nil
 	}

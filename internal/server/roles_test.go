@@ -39,6 +39,7 @@ var matrix = map[string]string{
 	"GET /v1/machines":                    "- - y y y y y",
 	"POST /v1/machines":                   "- - - - - y y",
 	"GET /v1/packets":                     "- - y y y y y",
+	"POST /v1/packets":                    "- - - - - y y",
 	"GET /v1/packets/{id}":                "- - y y y y y",
 	"GET /v1/packets/{id}/file":           "- - - - - y y",
 	"POST /v1/packets/{id}/obsolete":      "- - - - - y y",

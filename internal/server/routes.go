@@ -56,6 +56,7 @@ var routes = []route{
 	{"GET /v1/machines", viewer, "", true, (*Server).machines},
 	{"POST /v1/machines", admin, "machine.change.refused", true, (*Server).change},
 	{"GET /v1/packets", viewer, "", true, (*Server).packets},
+	{"POST /v1/packets", admin, "packet.import.refused", false, (*Server).packetImport},
 	{"GET /v1/packets/{id}", viewer, "", true, (*Server).packet},
 	{"GET /v1/packets/{id}/file", admin, "packet.export.refused", false, (*Server).packetExport},
 	{"POST /v1/packets/{id}/obsolete", admin, "packet.obsolete.refused", false, (*Server).packetObsolete},
