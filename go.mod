@@ -3,9 +3,11 @@ module mandos-escrow
 go 1.26.0
 
 require (
+	codeberg.org/go-pdf/fpdf v0.12.0
 	github.com/ProtonMail/go-crypto v1.5.2
 	github.com/aead/serpent v0.0.0-20160714141033-fba169763ea6
 	github.com/anatol/luks.go v0.0.0-20260615185044-2658459c8ca5
+	github.com/boombuler/barcode v1.1.0
 	github.com/dgryski/go-camellia v0.0.0-20191119043421-69a8a13fb23d
 	github.com/grandcat/zeroconf v1.0.0
 	github.com/hashicorp/vault v1.21.4

@@ -22,7 +22,7 @@ const module = "mandos-escrow"
 // outside is what rooms and leaves may not reach, not even by way of others.
 var outside = []string{
 	"go.etcd.io/bbolt", "github.com/spf13/cobra", "net/http", "os/exec",
-	module + "/store", module + "/cmd", module + "/internal/api", module + "/internal/server", module + "/internal/enroll", module + "/internal/config", module + "/internal/bootimage",
+	module + "/store", module + "/cmd", module + "/internal/api", module + "/internal/server", module + "/internal/enroll", module + "/internal/config", module + "/internal/sheet", module + "/internal/bootimage",
 	module + "/luks/cryptsetup",
 }
 
@@ -33,11 +33,13 @@ var leaves = []string{"internal/record", "internal/seal", "internal/secret", "in
 // sole names the only package, or the only file, that may import another
 // module. Its own tests may, too.
 var sole = map[string]string{
+	"codeberg.org/go-pdf/fpdf":        "internal/sheet",
 	"github.com/ProtonMail/go-crypto": "internal/seal",
 	"github.com/anatol/luks.go":       "luks/dmcrypt",
 	"github.com/aead/serpent":         "luks/content",
 	"github.com/dgryski/go-camellia":  "luks/content",
 	"lukechampine.com/adiantum":       "luks/content",
+	"github.com/boombuler/barcode":    "internal/sheet",
 	"github.com/hashicorp/vault":      "escrow/shares.go",
 	"github.com/tyler-smith/go-bip39": "recovery",
 	"go.etcd.io/bbolt":                "store",

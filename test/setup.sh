@@ -31,6 +31,8 @@ unit() {
 	have openssl openssl # the other TLS key reader
 	have ip iproute2     # network namespaces, which need no root
 	have volume_key volume-key # its packets, to import
+	have pdftoppm poppler-utils     # a printed page, and
+	have zbarimg zbar-tools         # the code on it
 	have systemd-analyze systemd    # what it says about our units
 	have mkfs.ext4 e2fsprogs        # data of a volume
 }
