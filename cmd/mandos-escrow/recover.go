@@ -66,7 +66,15 @@ the same command again: it goes on, until the system is switched off, or with --
 for as long as that folder is there.
 
 The server cannot read any of it, and needs nobody's trust for it: the words are
-of the request as the requester signed it.`,
+of the request as the requester signed it.
+
+--phone shows the recovery passphrase on the terminal, one group of six digits at a
+time. Read it out, and type what the other end reads back: it says whether that is
+right, mistyped, or another group. Enter goes on, r shows the group once more, a
+number from 1 to 8 goes to that group, and q leaves: what was released is kept, and
+the same command goes on with it, until you say that the disk was opened. Groups are
+taken off the screen, on a screen of their own that keeps no lines; a terminal that
+cannot do that (TERM=dumb) keeps them, and says so.`,
 		Example: `  mandos-escrow recover --request --volume laptop7 --reason 'forgot it'
   mandos-escrow recover --approve 3f9c --words 'able cane dust echo fuel gate'
   mandos-escrow recover --release 3f9c --out packet.asc --otp-file otp
@@ -100,7 +108,7 @@ of the request as the requester signed it.`,
 	f.StringVar(&o.keyPassphraseFile, "key-passphrase-file", "", "file with the passphrase of the trustee's key (asked for otherwise)")
 	f.StringVar(&o.out, "out", "", "file to write")
 	f.StringVar(&o.otpFile, "otp-file", "", "file for, or with, the one-time password")
-	f.BoolVar(&o.phone, "phone", false, "show the recovery passphrase on the terminal, to be read out")
+	f.BoolVar(&o.phone, "phone", false, "read the recovery passphrase out on the terminal, group by group")
 	f.StringVar(&o.device, "device", "", "LUKS device or image file to restore")
 	f.StringVar(&o.newPassphraseFile, "new-passphrase-file", "", "file with the passphrase that the volume gets (asked for otherwise)")
 	f.BoolVar(&o.text, "text", false, "print the rescue invite as lines to type")

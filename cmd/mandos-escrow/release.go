@@ -355,7 +355,7 @@ func delivery(ctx context.Context, g *globals, o recoverOptions) (deliver func(*
 		if err != nil {
 			return nil, nil, err
 		}
-		return func(opened *escrow.Opened) error { return readOut(tty, opened) }, func() {}, nil
+		return func(opened *escrow.Opened) error { return readOut(g, tty, opened) }, func() {}, nil
 	case o.device != "":
 		passphrase, err := g.newSecret(o.newPassphraseFile, "--new-passphrase-file", "New passphrase of the volume: ")
 		if err != nil {
@@ -436,21 +436,4 @@ func terminal(g *globals) (*os.File, error) {
 		return g.tty, nil
 	}
 	return nil, usage("secrets are shown on a terminal only: give --out FILE and --otp-file FILE, or --device DEV")
-}
-
-// readOut shows a recovery passphrase group by group.
-func readOut(tty *os.File, opened *escrow.Opened) error {
-	if opened.Passphrase == nil {
-		return usage("--phone reads a recovery passphrase; this request is for the volume key: collect it with --out or --device")
-	}
-	_, err := fmt.Fprintf(tty, "recovery passphrase of volume %s of %s; the dashes are typed too:\n", safe(opened.Header.Volume.UUID), safe(opened.Header.Machine))
-	for i, group := range bytes.Split(opened.Passphrase.Passphrase, []byte("-")) {
-		if err == nil {
-			_, err = fmt.Fprintf(tty, "  group %d   %s\n", i+1, group)
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("show the recovery passphrase: %w", err)
-	}
-	return nil
 }

@@ -110,6 +110,7 @@ func TestScript(t *testing.T) {
 			"cut":    cmdCut,
 			"jqset":  cmdJQSet,
 			"system": cmdSystem,
+			"phone":  cmdPhone,
 		},
 	})
 }
