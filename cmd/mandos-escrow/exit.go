@@ -53,7 +53,7 @@ var exits = []struct {
 	{exitFailed, []error{seal.ErrPassphrase, cryptsetup.ErrPassphrase}},
 	{exitMismatch, []error{errOtherVolume, luks.ErrMismatch, luks.ErrVolumeKey}},
 	{exitRefused, []error{
-		recovery.ErrWords, enroll.ErrPolicy, errForeign, identity.ErrPin, api.ErrSetBack, seal.ErrMismatch,
+		errNotPrintable, recovery.ErrWords, enroll.ErrPolicy, errForeign, identity.ErrPin, api.ErrSetBack, seal.ErrMismatch,
 		recovery.ErrOwn, recovery.ErrInvited, recovery.ErrRescueOver, recovery.ErrTwice, errDenied, recovery.ErrExpired, recovery.ErrOver, recovery.ErrNotYours, unlock.ErrRefused,
 	}},
 	{exitNotApproved, []error{recovery.ErrNotApproved}},
