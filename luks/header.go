@@ -59,6 +59,9 @@ type Header struct {
 	// Warnings tell what is damaged but does not matter for reading, such as one of the two LUKS2 header copies.
 	Warnings []string `json:"warnings,omitempty"`
 
+	// Alone: a file with header and keyslots, and none of the data (ReadHeaderFile).
+	Alone bool `json:"alone,omitempty"`
+
 	backup      []byte
 	areas, room span // LUKS2: where keyslot areas may lie; and, for both types, all of the header
 }

@@ -65,7 +65,7 @@ func read1(b *budget, memory int64) (*Header, error) {
 	if err := h.slots1(&p, memory); err != nil {
 		return nil, err
 	}
-	if err := h.checkData(b.size); err != nil {
+	if err := h.checkData(b); err != nil {
 		return nil, err
 	}
 	return h, nil

@@ -67,7 +67,7 @@ func read2(b *budget, memory int64) (*Header, error) {
 	if err := h.parse(c, memory); err != nil {
 		return nil, err
 	}
-	if err := h.checkData(b.size); err != nil {
+	if err := h.checkData(b); err != nil {
 		return nil, err
 	}
 	h.backup, err = c.primary()

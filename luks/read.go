@@ -22,7 +22,11 @@ func Read(r io.ReaderAt, size int64) (*Header, error) {
 // ReadWithin is Read for a machine with that many bytes of free memory. A caller that derives no key passes AnyMemory, and is
 // not disturbed by a machine that is short of memory for a moment; AnyCost where nobody will derive one because of what is read.
 func ReadWithin(r io.ReaderAt, size, memory int64) (*Header, error) {
-	b := &budget{r: r, size: size, left: MaxRead, until: time.Now().Add(readTime)}
+	return readWithin(r, size, memory, false)
+}
+
+func readWithin(r io.ReaderAt, size, memory int64, alone bool) (*Header, error) {
+	b := &budget{r: r, size: size, left: MaxRead, until: time.Now().Add(readTime), alone: alone}
 	if size < header1Size {
 		return nil, fmt.Errorf("%w: %d bytes are no volume", ErrNotLUKS, size)
 	}
@@ -45,7 +49,9 @@ func ReadWithin(r io.ReaderAt, size, memory int64) (*Header, error) {
 func ReadFile(path string) (*Header, error) { return ReadFileWithin(path, freeMemory()) }
 
 // ReadFileWithin is to ReadFile what ReadWithin is to Read.
-func ReadFileWithin(path string, memory int64) (*Header, error) {
+func ReadFileWithin(path string, memory int64) (*Header, error) { return readFile(path, memory, false) }
+
+func readFile(path string, memory int64, alone bool) (*Header, error) {
 	// O_NONBLOCK: opening a FIFO must not wait for a writer.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
@@ -60,11 +66,15 @@ func ReadFileWithin(path string, memory int64) (*Header, error) {
 		f.Close()
 		return nil, fmt.Errorf("%w: %s is neither a regular file nor a block device", ErrNotLUKS, path)
 	}
-	return readInTime(f, path, memory)
+	return readInTime(f, path, memory, alone)
 }
 
+// ReadHeaderFile is ReadFile, and also reads a file that has the header and keyslots of a volume and none of its data, as
+// `cryptsetup luksHeaderBackup` writes it: Header.Alone tells.
+func ReadHeaderFile(path string) (*Header, error) { return readFile(path, freeMemory(), true) }
+
 // readInTime gives up on a device that does not answer; the reading goroutine then ends when the device does.
-func readInTime(f *os.File, path string, memory int64) (*Header, error) {
+func readInTime(f *os.File, path string, memory int64, alone bool) (*Header, error) {
 	type result struct {
 		h   *Header
 		err error
@@ -77,7 +87,7 @@ func readInTime(f *os.File, path string, memory int64) (*Header, error) {
 			done <- result{nil, fmt.Errorf("luks: size of %s: %w", path, err)}
 			return
 		}
-		h, err := ReadWithin(f, size, memory)
+		h, err := readWithin(f, size, memory, alone)
 		if err != nil {
 			err = fmt.Errorf("%w (%s)", err, path)
 		}
@@ -96,6 +106,7 @@ type budget struct {
 	r          io.ReaderAt
 	size, left int64
 	until      time.Time
+	alone      bool // no data need follow the header
 }
 
 func (b *budget) bytes(off, n int64) ([]byte, error) {
@@ -153,8 +164,11 @@ func checkAreas(room span, names []string, areas []span) error {
 	return nil
 }
 
-// checkData refuses a data segment that is not behind the header and inside the volume.
-func (h *Header) checkData(size int64) error {
+// checkData refuses a data segment that is not behind the header and inside the volume. A header may be alone where that is
+// wanted: nothing of the data is there then, and all of the keyslots is.
+func (h *Header) checkData(b *budget) error {
+	size := b.size
+	h.Alone = b.alone && size <= h.Offset && size >= h.room.end
 	switch {
 	case h.Offset == 0:
 		return fmt.Errorf("%w: data offset 0: a detached header, whose data is on another device", ErrUnsupported)
@@ -162,7 +176,7 @@ func (h *Header) checkData(size int64) error {
 		return fmt.Errorf("%w: data offset %d is inside the header, which ends at %d", ErrDamaged, h.Offset, h.room.end)
 	case h.Offset%sector != 0:
 		return fmt.Errorf("%w: data offset %d is not a multiple of %d", ErrDamaged, h.Offset, sector)
-	case h.Offset > size-int64(h.SectorSize):
+	case !h.Alone && h.Offset > size-int64(h.SectorSize):
 		return fmt.Errorf("%w: data offset %d is at or beyond the volume's end, %d", ErrDamaged, h.Offset, size)
 	}
 	return nil

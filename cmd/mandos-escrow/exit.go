@@ -7,8 +7,10 @@ import (
 	"strings"
 
 	"mandos-escrow/escrow"
+	"mandos-escrow/escrow/volumekey"
 	"mandos-escrow/internal/api"
 	"mandos-escrow/internal/bootimage"
+	"mandos-escrow/internal/certkey"
 	"mandos-escrow/internal/config"
 	"mandos-escrow/internal/enroll"
 	"mandos-escrow/internal/identity"
@@ -17,6 +19,7 @@ import (
 	"mandos-escrow/internal/secret"
 	"mandos-escrow/internal/server"
 	"mandos-escrow/luks"
+	"mandos-escrow/luks/content"
 	"mandos-escrow/luks/cryptsetup"
 	"mandos-escrow/recovery"
 	"mandos-escrow/store"
@@ -41,17 +44,23 @@ var errOtherVolume = errors.New("the packet is of another volume")
 // errNotRunning: nobody answers on a state folder's control socket.
 var errNotRunning = errors.New("no server runs")
 
+// errStaleKey: the same for its volume key.
+var errStaleKey = errors.New("the volume key in this packet is not that of the volume, which has the same UUID: it was re-encrypted or made anew since; nothing was changed")
+
+// errHeaderGone: nothing that a passphrase could be added to.
+var errHeaderGone = errors.New("its LUKS header is gone or damaged")
+
 // errStale: the packet is older than the keyslots of the volume.
-var errStale = errors.New("the recovery passphrase in this packet opens the volume no more: it was replaced since; ask for a new recovery")
+var errStale = errors.New("the recovery passphrase in this packet opens the volume no more: it was replaced since, or saving it was interrupted; use a newer packet, or ask for a new recovery")
 
 // exits gives errors their codes; the first that fits counts.
 var exits = []struct {
 	code int
 	errs []error
 }{
-	{exitUsage, []error{secret.ErrWeak, enroll.ErrName, api.ErrMerge}},
-	{exitFailed, []error{seal.ErrPassphrase, cryptsetup.ErrPassphrase}},
-	{exitMismatch, []error{errOtherVolume, luks.ErrMismatch, luks.ErrVolumeKey}},
+	{exitUsage, []error{secret.ErrWeak, enroll.ErrName, api.ErrMerge, cryptsetup.ErrMapping, escrow.ErrCertificate}},
+	{exitFailed, []error{seal.ErrPassphrase, certkey.ErrPassphrase, volumekey.ErrKey, cryptsetup.ErrPassphrase}},
+	{exitMismatch, []error{errOtherVolume, luks.ErrMismatch, luks.ErrVolumeKey, content.ErrGeometry}},
 	{exitRefused, []error{
 		errNotPrintable, recovery.ErrWords, enroll.ErrPolicy, errForeign, identity.ErrPin, api.ErrSetBack, seal.ErrMismatch,
 		recovery.ErrOwn, recovery.ErrInvited, recovery.ErrRescueOver, recovery.ErrTwice, errDenied, recovery.ErrExpired, recovery.ErrOver, recovery.ErrNotYours, unlock.ErrRefused,
@@ -59,7 +68,7 @@ var exits = []struct {
 	{exitNotApproved, []error{recovery.ErrNotApproved}},
 	{exitLimit, []error{escrow.ErrLimit, store.ErrFull, enroll.ErrFull, cryptsetup.ErrFull}},
 	{exitIntegrity, []error{
-		escrow.ErrIntegrity, escrow.ErrPolicy, escrow.ErrForeignShare, escrow.ErrCorruptShare, escrow.ErrDuplicateShare, escrow.ErrTooFew,
+		escrow.ErrIntegrity, escrow.ErrOtherKey, escrow.ErrPolicy, escrow.ErrForeignShare, escrow.ErrCorruptShare, escrow.ErrDuplicateShare, escrow.ErrTooFew,
 		escrow.ErrCommitment, seal.ErrIntegrity, seal.ErrRecipient, seal.ErrSigner, record.ErrFormat, api.ErrTicket,
 		recovery.ErrRequest, recovery.ErrApproval, recovery.ErrShare, identity.ErrSignature, store.ErrAudit, store.ErrKey, store.ErrDamaged,
 		luks.ErrNotLUKS, luks.ErrDamaged, luks.ErrTooExpensive, luks.ErrUnsupported, luks.ErrRequirement, server.ErrBackup, unlock.ErrConfig, unlock.ErrBlob,

@@ -27,7 +27,8 @@ type recoverOptions struct {
 	lifetime                                time.Duration
 	words, key, keyPassphraseFile           string
 	out, otpFile, device, newPassphraseFile string
-	phone                                   bool
+	keys, keyPassphraseFiles                []string // all that were given; key and keyPassphraseFile are the first
+	phone, rebuild, unchecked               bool
 
 	inviteFile string // of a rescue
 	text       bool
@@ -49,7 +50,7 @@ func newRecover(g *globals) *cobra.Command {
   --release   who asked collects what was approved: as a packet under a one-time
               password (--out, --otp-file), read out (--phone), or straight onto
               the volume (--device)
-  --restore   puts a new passphrase on the volume from such a packet
+  --restore   puts a new passphrase on the volume from such a packet, or one from "packet export"
   --open      writes what is in such a packet to a file or the terminal
 
 With several servers, and a packet that N of them open, log in at each with one
@@ -104,8 +105,8 @@ cannot do that (TERM=dumb) keeps them, and says so.`,
 	f.StringVar(&o.payload, "for", escrow.ForPassphrase, "what to ask for: passphrase or volume-key")
 	f.DurationVar(&o.lifetime, "lifetime", recovery.Lifetime, "how long the request lives")
 	f.StringVar(&o.words, "words", "", "the six words, as the requester read them (asked for on a terminal)")
-	f.StringVar(&o.key, "key", "", "file with the trustee's private key, if the server does not keep it")
-	f.StringVar(&o.keyPassphraseFile, "key-passphrase-file", "", "file with the passphrase of the trustee's key (asked for otherwise)")
+	f.StringArrayVar(&o.keys, "key", nil, "file with the trustee's private key, if the server does not keep it; --restore and --open of a packet that several trustees open take it once for each")
+	f.StringArrayVar(&o.keyPassphraseFiles, "key-passphrase-file", nil, "file with the passphrase of the trustee's key (asked for otherwise); as often as --key, or once for all")
 	f.StringVar(&o.out, "out", "", "file to write")
 	f.StringVar(&o.otpFile, "otp-file", "", "file for, or with, the one-time password")
 	f.BoolVar(&o.phone, "phone", false, "read the recovery passphrase out on the terminal, group by group")
@@ -122,6 +123,9 @@ cannot do that (TERM=dumb) keeps them, and says so.`,
 func runRecover(ctx context.Context, g *globals, o recoverOptions) error {
 	if g.state != "" {
 		return usage("recover opens secrets, which a server never does: use --home, with your own identity, not --state")
+	}
+	if err := o.firstKey(); err != nil {
+		return err
 	}
 	verbs := map[string]func() error{}
 	switch {
@@ -156,6 +160,30 @@ func runRecover(ctx context.Context, g *globals, o recoverOptions) error {
 		return run()
 	}
 	return nil
+}
+
+// firstKey is for approving, which is done with one trustee's key at a time.
+func (o *recoverOptions) firstKey() error {
+	if o.restore == "" && o.openFile == "" && max(len(o.keys), len(o.keyPassphraseFiles)) > 1 {
+		return usage("--key and --key-passphrase-file are given once, except with --restore and --open")
+	}
+	if len(o.keys) > 0 {
+		o.key = o.keys[0]
+	}
+	if len(o.keyPassphraseFiles) > 0 {
+		o.keyPassphraseFile = o.keyPassphraseFiles[0]
+	}
+	return nil
+}
+
+// openOptions are what --restore and --open open a packet with.
+func (o recoverOptions) openOptions() openOptions {
+	open := oneTime(o.otpFile)
+	open.keys, open.keyPassphraseFiles, open.payload = o.keys, o.keyPassphraseFiles, o.payload
+	if o.rebuild {
+		open.payload = "" // the volume key, if it is there
+	}
+	return open
 }
 
 func runRequest(ctx context.Context, g *globals, o recoverOptions) error {

@@ -22,7 +22,6 @@ import (
 	"mandos-escrow/internal/config"
 	"mandos-escrow/internal/seal"
 	"mandos-escrow/internal/secret"
-	"mandos-escrow/luks"
 	"mandos-escrow/recovery"
 )
 
@@ -361,11 +360,14 @@ func delivery(ctx context.Context, g *globals, o recoverOptions) (deliver func(*
 		if err != nil {
 			return nil, nil, err
 		}
-		if _, err := luks.ReadFile(o.device); err != nil {
+		how := restoreOptions{o.rebuild, o.unchecked}
+		if err := how.ready(o.device); err != nil {
 			secret.Wipe(passphrase)
 			return nil, nil, err
 		}
-		deliver := func(opened *escrow.Opened) error { return restore(ctx, g, opened, o.device, passphrase) }
+		deliver := func(opened *escrow.Opened) error {
+			return restore(ctx, g, opened, o.device, passphrase, how)
+		}
 		return deliver, func() { secret.Wipe(passphrase) }, nil
 	}
 	return packetDelivery(g, o)

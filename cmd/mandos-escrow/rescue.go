@@ -269,7 +269,7 @@ func (r *rescue) run(ctx context.Context) error {
 		return err
 	}
 	defer opened.Wipe()
-	if err := restore(ctx, r.g, opened, r.o.device, r.passphrase); err != nil {
+	if err := restore(ctx, r.g, opened, r.o.device, r.passphrase, restoreOptions{r.o.rebuild, r.o.unchecked}); err != nil {
 		return err
 	}
 	r.g.say("this rescue is over, and its identity is deleted; ask for a new invite if another one is needed")

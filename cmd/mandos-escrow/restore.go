@@ -1,152 +1,188 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"mandos-escrow/escrow"
-	"mandos-escrow/internal/config"
 	"mandos-escrow/internal/record"
-	"mandos-escrow/internal/seal"
 	"mandos-escrow/internal/secret"
 	"mandos-escrow/luks"
 	"mandos-escrow/luks/cryptsetup"
 )
 
+// restoreOptions say what may be done to a volume whose header is gone.
+type restoreOptions struct{ rebuild, unchecked bool }
+
 func runRestore(ctx context.Context, g *globals, o recoverOptions) error {
 	if o.device == "" {
 		return usage("recover --restore needs --device")
 	}
-	opened, err := openPacket(g, o, o.restore)
+	return restoreFile(ctx, g, o.openOptions(), o.restore, o.device, o.newPassphraseFile, restoreOptions{o.rebuild, o.unchecked})
+}
+
+// restoreFile restores from a packet in a file. What can be found out without a
+// secret is found out first, and the new passphrase is asked for last.
+func restoreFile(ctx context.Context, g *globals, o openOptions, path, device, newPassphraseFile string, how restoreOptions) error {
+	if err := how.ready(device); err != nil {
+		return err
+	}
+	opened, err := openFile(g, o, path)
 	if err != nil {
 		return err
 	}
 	defer opened.Wipe()
-	if err := sameVolume(opened, o.device); err != nil {
+	if _, err := how.plan(ctx, opened.Opened, device); err != nil {
 		return err
 	}
-	passphrase, err := g.newSecret(o.newPassphraseFile, "--new-passphrase-file", "New passphrase of the volume: ")
+	passphrase, err := g.newSecret(newPassphraseFile, "--new-passphrase-file", "New passphrase of the volume: ")
 	if err != nil {
 		return err
 	}
 	defer secret.Wipe(passphrase)
-	return restore(ctx, g, opened, o.device, passphrase)
+	return restore(ctx, g, opened.Opened, device, passphrase, how)
 }
 
-// openPacket opens an off-line packet with its one-time password.
-func openPacket(g *globals, o recoverOptions, path string) (*escrow.Opened, error) {
-	text, err := config.ReadInput(path, g.in, nil)
-	if err != nil {
-		return nil, err
-	}
-	if record.Kind(text) == "mandos-escrow-packet" {
-		return openSealed(g, o, text)
-	}
-	password, err := g.secretInput(o.otpFile, "--otp-file", "One-time password: ")
-	if err != nil {
-		return nil, err
-	}
-	defer secret.Wipe(password)
-	return openOneTime(path, text, password)
-}
-
-// openOneTime tries a one-time password as it was read, then as it would be
-// with the dashes that somebody left out, or in capitals.
-func openOneTime(path string, text, password []byte) (*escrow.Opened, error) {
-	opened, err := escrow.OpenOffline(text, password)
-	if again := secret.NormalizeOneTime(password); errors.Is(err, escrow.ErrIntegrity) && again != nil && !bytes.Equal(again, password) {
-		defer secret.Wipe(again)
-		opened, err = escrow.OpenOffline(text, again)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: wrong one-time password, or a damaged packet (they cannot be told apart): %w", path, err)
-	}
-	return opened, nil
-}
-
-// openSealed opens an exported packet with the trustee's own key, off-line.
-func openSealed(g *globals, o recoverOptions, data []byte) (*escrow.Opened, error) {
-	if o.key == "" {
-		return nil, usage("this packet is sealed to trustees: give --key FILE with the private key of one")
-	}
-	packet, err := escrow.Parse(data)
-	if err != nil {
-		return nil, err
-	}
-	text, err := g.input(o.key)
-	if err != nil {
-		return nil, err
-	}
-	defer secret.Wipe(text)
-	passphrase, err := g.secretInput(o.keyPassphraseFile, "--key-passphrase-file", "Passphrase of the trustee's key: ")
-	if err != nil {
-		return nil, err
-	}
-	defer secret.Wipe(passphrase)
-	trustee, err := seal.ParsePrivate(text, passphrase)
-	if err != nil {
-		return nil, err
-	}
-	_, message, err := packet.Share(o.payload, trustee.Public().Fingerprint())
-	if err != nil {
-		return nil, err
-	}
-	share, err := escrow.OpenShare(message, trustee, packet, o.payload)
-	if err != nil {
-		return nil, err
-	}
-	defer share.Wipe()
-	return packet.Open(o.payload, []*escrow.Share{share})
-}
-
-func sameVolume(opened *escrow.Opened, device string) error {
+// ready refuses a volume that cannot be restored, whatever a packet holds.
+func (how restoreOptions) ready(device string) error {
 	header, err := luks.ReadFile(device)
 	if err != nil {
+		return how.gone(device, err)
+	}
+	return hasRoom(header, device)
+}
+
+// gone is nil for a header that may be written anew: one that is not there, or is
+// damaged. One that is only too expensive, say, is there.
+func (how restoreOptions) gone(device string, err error) error {
+	if !errors.Is(err, luks.ErrNotLUKS) && !errors.Is(err, luks.ErrDamaged) {
 		return err
 	}
-	if header.UUID != opened.Header.Volume.UUID {
-		return fmt.Errorf("%w: the packet is of volume %s, %s is volume %s", errOtherVolume, opened.Header.Volume.UUID, device, header.UUID)
+	return fmt.Errorf("%w: %w", errHeaderGone, err)
+}
+
+func hasRoom(header *luks.Header, device string) error {
+	if len(header.Free()) == 0 {
+		return fmt.Errorf("%w on %s: remove one that is not used with cryptsetup luksKillSlot", cryptsetup.ErrFull, device)
 	}
 	return nil
 }
 
-// restore adds a passphrase to a volume with what a packet holds, and proves
-// it. No keyslot is removed.
-func restore(ctx context.Context, g *globals, opened *escrow.Opened, device string, passphrase []byte) error {
-	if err := sameVolume(opened, device); err != nil {
-		return err
-	}
+// plan finds what of a packet opens the volume; nothing was changed yet. A header
+// that is gone is nil in it.
+func (how restoreOptions) plan(ctx context.Context, opened *escrow.Opened, device string) (*restoring, error) {
 	header, err := luks.ReadFile(device)
 	if err != nil {
+		return nil, how.gone(device, err)
+	}
+	if err := sameVolume(opened, header, device); err != nil {
+		return nil, err
+	}
+	key, err := keyFor(ctx, opened, header, device)
+	return &restoring{header: header, key: key}, err
+}
+
+// restoring is what a volume is restored with.
+type restoring struct {
+	header *luks.Header
+	key    cryptsetup.Key
+}
+
+func sameVolume(opened *escrow.Opened, header *luks.Header, device string) error {
+	if want := opened.Header.Volume.UUID; !strings.EqualFold(header.UUID, want) {
+		return fmt.Errorf("%w: the packet is of volume %s, %s is volume %s", errOtherVolume, want, device, header.UUID)
+	}
+	return nil
+}
+
+// keyFor proves what a packet holds on the volume: the volume key, or else the
+// passphrase, which outlives a re-encryption.
+func keyFor(ctx context.Context, opened *escrow.Opened, header *luks.Header, device string) (cryptsetup.Key, error) {
+	var stale error
+	if p := opened.VolumeKey; p != nil {
+		err := header.VerifyVolumeKey(p.Key)
+		if err == nil {
+			return cryptsetup.Key{VolumeKey: p.Key}, sameGeometry(p, header, device)
+		}
+		if !errors.Is(err, luks.ErrVolumeKey) {
+			return cryptsetup.Key{}, err
+		}
+		stale = fmt.Errorf("%w: %s", errStaleKey, device)
+	}
+	p := opened.Passphrase
+	if p == nil {
+		return cryptsetup.Key{}, stale
+	}
+	slot := p.Slot
+	if _, active := header.Slot(slot); p.Foreign {
+		slot = cryptsetup.AnySlot
+	} else if !active {
+		return cryptsetup.Key{}, fmt.Errorf("%w: %s: keyslot %d, which it names, is not there", errStale, device, slot)
+	}
+	_, err := cryptsetup.Tool{}.Test(ctx, device, p.Passphrase, slot)
+	if errors.Is(err, cryptsetup.ErrPassphrase) {
+		err = fmt.Errorf("%w: %s", errStale, device)
+	}
+	return cryptsetup.Key{Passphrase: p.Passphrase}, err
+}
+
+// sameGeometry refuses a header that has the volume key, and says something else
+// about the data than the one that was saved. What the packet does not know is not
+// compared.
+func sameGeometry(p *escrow.VolumeKeyPayload, header *luks.Header, device string) error {
+	saved := *header
+	saved.KeyBits = p.KeyBits
+	if p.Cipher != "" {
+		saved.Cipher = p.Cipher
+	}
+	if p.LUKSType != "" {
+		saved.Type = p.LUKSType
+	}
+	if p.DataOffset != escrow.NoOffset {
+		saved.Offset, saved.SectorSize = p.DataOffset, p.SectorSize
+	}
+	if err := luks.Match(header, saved.Enrolled()); err != nil {
+		return fmt.Errorf("%s: %w", device, err)
+	}
+	return nil
+}
+
+// restore adds a passphrase to a volume with what a packet holds, and proves it. A
+// header that is gone is written anew before, if that is wanted. No keyslot is
+// removed.
+func restore(ctx context.Context, g *globals, opened *escrow.Opened, device string, passphrase []byte, how restoreOptions) error {
+	if err := how.ready(device); err != nil {
 		return err
 	}
-	free := header.Free()
-	if len(free) == 0 {
-		return fmt.Errorf("%w on %s: remove one that is not used with cryptsetup luksKillSlot", cryptsetup.ErrFull, device)
-	}
-	key := cryptsetup.Key{}
-	if opened.Passphrase != nil {
-		key.Passphrase = opened.Passphrase.Passphrase
-	} else {
-		key.VolumeKey = opened.VolumeKey.Key
-	}
-	var tool cryptsetup.Tool
-	err = tool.AddKey(ctx, device, key, passphrase, free[0], false)
-	if errors.Is(err, cryptsetup.ErrPassphrase) {
-		return fmt.Errorf("%w: %s", errStale, device)
-	}
+	r, err := how.plan(ctx, opened, device)
 	if err != nil {
+		return err
+	}
+	free := r.header.Free()
+	var tool cryptsetup.Tool
+	if err := tool.AddKey(ctx, device, r.key, passphrase, free[0], false); err != nil {
 		return err
 	}
 	if _, err := tool.Test(ctx, device, passphrase, free[0]); err != nil {
 		return fmt.Errorf("prove the new passphrase: %w", err)
 	}
 	fmt.Fprintf(g.out, "%s: new passphrase in keyslot %d, proved\n", device, free[0])
-	g.say("the escrow of this volume is unchanged; its recovery passphrase has been revealed: run `mandos-escrow enroll` on the machine to replace it")
+	g.say("%s", whatNow(opened))
 	return nil
+}
+
+// whatNow says what became of the packet that was used.
+func whatNow(opened *escrow.Opened) string {
+	switch {
+	case opened.Header.KeyID == "":
+		return "no keyslot was removed, and the packet goes on being good for this volume"
+	case opened.Passphrase == nil:
+		return "the escrow of this volume is unchanged; its volume key has been revealed: re-encrypt the volume, or run `mandos-escrow enroll` on the machine if it was only lost"
+	}
+	return "the escrow of this volume is unchanged; its recovery passphrase has been revealed: run `mandos-escrow enroll` on the machine to replace it"
 }
 
 // runOpen writes what is in a packet. To the terminal, or a new file.
@@ -159,7 +195,7 @@ func runOpen(_ context.Context, g *globals, o recoverOptions) error {
 	} else if o.out == "-" {
 		return usage("--out - could be read by others: name a file, or leave it out on a terminal")
 	}
-	opened, err := openPacket(g, o, o.openFile)
+	opened, err := openFile(g, o.openOptions(), o.openFile)
 	if err != nil {
 		return err
 	}

@@ -12,30 +12,64 @@ import (
 
 func newVolume(g *globals) *cobra.Command {
 	cmd := &cobra.Command{Use: "volume", Short: "LUKS volumes, without any server"}
-	inspect := &cobra.Command{
+	cmd.AddCommand(newVolumeInspect(g), newVolumeSave(g), newVolumeShow(g), newVolumeRestore(g), newVolumeSetup(g))
+	return cmd
+}
+
+func newVolumeInspect(g *globals) *cobra.Command {
+	return g.withJSON(&cobra.Command{
 		Use:   "inspect DEV",
 		Short: "show a LUKS header as this program reads it, or why it refuses it (exit 5)",
 		Long: `Reads a LUKS1 or LUKS2 header as strictly as enroll, the boot program and restore
 do, and shows it. A header that is damaged, hostile or too expensive is refused
-with the field that is wrong, and exit code 5. Nothing is changed.`,
+with the field that is wrong, and exit code 5. Nothing is changed. DEV may also be a
+file that "cryptsetup luksHeaderBackup" wrote.`,
 		Example: `  mandos-escrow volume inspect /dev/sda3`,
 		Args:    exactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			h, err := luks.ReadFileWithin(args[0], luks.AnyMemory)
+			h, err := luks.ReadHeaderFile(args[0])
 			if err != nil {
 				return fmt.Errorf("%s: %w", args[0], err)
+			}
+			if h.Alone {
+				h.Warnings = append(h.Warnings, "a header without its data")
 			}
 			for _, w := range h.Warnings {
 				g.warn(safe(w))
 			}
 			if g.json {
+				if h.Slots == nil {
+					h.Slots = []luks.Slot{}
+				}
 				return g.printJSON(h)
 			}
 			printHeader(g, h)
 			return nil
 		},
+	})
+}
+
+// newVolumeRestore puts a passphrase back.
+func newVolumeRestore(g *globals) *cobra.Command {
+	o, how, newPassphraseFile := packetPassphrase(), restoreOptions{}, ""
+	cmd := &cobra.Command{
+		Use:   "restore DEV FILE",
+		Short: "put a new passphrase on a volume, with a packet in a file",
+		Long: `Adds a new passphrase to DEV with the volume key or the recovery passphrase of the
+packet in FILE, says in which keyslot, and proves it. No keyslot is removed. It works
+with keyslots that were wiped, too, if the packet has the volume key.
+
+FILE is any packet: of "volume save", "recover --release", "packet export", or a
+printed sheet that was typed or scanned. A packet of another volume is refused (exit 4).`,
+		Example: `  mandos-escrow volume restore /dev/sda3 laptop7.asc --packet-passphrase-file P --new-passphrase-file N
+  mandos-escrow volume restore /dev/sda3 laptop7.packet --key escrow-key.pem`,
+		Args: exactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return restoreFile(cmd.Context(), g, o, args[1], args[0], newPassphraseFile, how)
+		},
 	}
-	cmd.AddCommand(g.withJSON(inspect))
+	withOpen(cmd, &o)
+	cmd.Flags().StringVar(&newPassphraseFile, "new-passphrase-file", "", "file with the passphrase that the volume gets (asked for otherwise)")
 	return cmd
 }
 

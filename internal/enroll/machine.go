@@ -177,8 +177,13 @@ func machineID(path string) (string, error) {
 	case err != nil:
 		return "", err
 	}
+	return HashMachineID(id), nil
+}
+
+// HashMachineID is what a packet says of machine-id(5), which itself should not leave a machine.
+func HashMachineID(id string) string {
 	sum := sha256.Sum256([]byte("mandos-escrow machine-id " + id))
-	return hex.EncodeToString(sum[:]), nil
+	return hex.EncodeToString(sum[:])
 }
 
 // writeMachineID gives the file its mode before its name: everybody reads it.

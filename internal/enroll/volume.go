@@ -237,7 +237,7 @@ func (e *enrolment) makeUploads(ctx context.Context, v *volume, j *journal, p *p
 	h, now := v.header, e.Now()
 	packet, err := escrow.Make(escrow.Header{
 		ID: j.packet, Supersedes: j.supersedes, Machine: e.name, KeyID: e.boot.Key.KeyID(), MachineIDHash: e.idHash,
-		Volume: escrow.Volume{UUID: h.UUID, Label: printable(h.Label), ByID: byID(v.path)},
+		Volume: escrow.Volume{UUID: h.UUID, Label: printable(h.Label), ByID: ByID(v.path)},
 	}, e.policy, e.trusteeKeys(), []escrow.Payload{
 		&escrow.PassphrasePayload{Passphrase: p.recovery, Slot: j.recovery.number, LUKSType: h.Type},
 		&escrow.VolumeKeyPayload{
@@ -346,8 +346,8 @@ func writable(path string) string {
 	return path
 }
 
-// byID is the name of a block device under /dev/disk/by-id, or "".
-func byID(path string) string {
+// ByID is the name of a block device under /dev/disk/by-id, or "".
+func ByID(path string) string {
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return ""

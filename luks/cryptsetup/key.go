@@ -20,10 +20,10 @@ const AnySlot = -1
 // keyring opens. No token has this type, so it goes on to the key file.
 const noToken = "mandos-escrow-no-token"
 
-// VolumeKey returns the volume key, proved by the header's digest. The caller wipes it. Errors: ErrPassphrase, those of package
-// luks.
+// VolumeKey returns the volume key, proved by the header's digest. The caller wipes it. dev may also be a header without its
+// data (luks.ReadHeaderFile). Errors: ErrPassphrase, those of package luks.
 func (t Tool) VolumeKey(ctx context.Context, dev string, passphrase []byte) ([]byte, error) {
-	h, err := luks.ReadFile(dev)
+	h, err := luks.ReadHeaderFile(dev)
 	if err != nil {
 		return nil, err
 	}
