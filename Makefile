@@ -57,6 +57,8 @@ e2e: build
 	@test/e2e/several-servers.sh bin
 	@echo 'e2e: rescue from a live system'
 	@test/e2e/rescue.sh bin
+	@echo 'e2e: a revealed passphrase is replaced'
+	@test/e2e/rotate.sh bin
 
 # The time of the last commit is that of every file, so that the same commit
 # gives the same packages.

@@ -58,6 +58,10 @@ type Entry struct {
 	Hold         bool           `json:"hold"`
 	// Imported: no machine uploaded it. It never takes a machine's packet's place.
 	Imported bool `json:"imported,omitempty"`
+	// CheckedAt is when the machine last compared volume and packet, by the server's
+	// clock; CheckFailed is what was wrong then, in words, or "".
+	CheckedAt   time.Time `json:"checked_at,omitzero"`
+	CheckFailed string    `json:"check_failed,omitempty"`
 	// RevealedAt has, for each payload that was released, when it was first.
 	RevealedAt map[string]time.Time `json:"revealed_at,omitempty"`
 }

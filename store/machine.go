@@ -1,6 +1,7 @@
 package store
 
 import (
+	"encoding/json"
 	"fmt"
 	"iter"
 
@@ -37,6 +38,21 @@ func (tx *Tx) PutMachine(machine unlock.Machine) error {
 	}
 	tx.changed = append(tx.changed, string(machine.KeyID))
 	return putJSON(tx, machineBucket, []byte(machine.KeyID), machine)
+}
+
+// DateMachine notes what a machine last found of its volumes; as DateEntry it is no
+// event of the audit log.
+func (tx *Tx) DateMachine(id identity.KeyID, checks []unlock.VolumeCheck) error {
+	machine, err := tx.Machine(id)
+	if err != nil {
+		return err
+	}
+	machine.Checks = checks
+	value, err := json.Marshal(machine)
+	if err != nil {
+		return fmt.Errorf("store: machine %s: %w", id.Short(), err)
+	}
+	return tx.write(machineBucket, []byte(id), value)
 }
 
 func (tx *Tx) moveRunning(machine unlock.Machine) error {

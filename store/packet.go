@@ -3,8 +3,10 @@ package store
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"iter"
+	"time"
 
 	"mandos-escrow/escrow"
 	"mandos-escrow/internal/identity"
@@ -92,6 +94,22 @@ func (tx *Tx) PutEntry(entry escrow.Entry) error {
 		return fmt.Errorf("store: packet %s: %w, of another machine, volume or content", entry.ID, ErrExists)
 	}
 	return putJSON(tx, entryBucket, []byte(entry.ID), entry)
+}
+
+// DateEntry notes when a packet's machine last compared it with its volume, and what
+// was wrong then. It is no event of the audit log: of those that found nothing new
+// nobody would see the others.
+func (tx *Tx) DateEntry(id string, checked time.Time, failed string) error {
+	entry, err := tx.Entry(id)
+	if err != nil {
+		return err
+	}
+	entry.CheckedAt, entry.CheckFailed = checked.UTC(), failed
+	value, err := json.Marshal(entry)
+	if err != nil {
+		return fmt.Errorf("store: packet %s: %w", id, err)
+	}
+	return tx.write(entryBucket, []byte(id), value)
 }
 
 // DeletePacket removes a packet and its entry.

@@ -60,6 +60,8 @@ type Machine struct {
 	Unenrolled          time.Time `json:"unenrolled,omitzero"`  // when its running identity took it back
 	LastBoot            Boot      `json:"last_boot,omitzero"`
 	Boots               Holders   `json:"boots,omitzero"`
+	// Checks have, for each volume, what the machine last found when it verified it.
+	Checks []VolumeCheck `json:"checks,omitempty"`
 }
 
 // Holders are the servers that hold a machine's blobs, as the machine said when
@@ -205,4 +207,64 @@ func (s Settings) Check() error {
 		}
 	}
 	return nil
+}
+
+// VolumeCheck is what a machine told of one volume when it verified it.
+type VolumeCheck struct {
+	UUID   string `json:"uuid"`
+	Packet string `json:"packet"`           // the one that its journal names
+	Reason string `json:"reason,omitempty"` // what is wrong, in words; "": nothing
+	// Checked is when it was told, by the server's clock.
+	Checked time.Time `json:"checked,omitzero"`
+}
+
+// Limits of what a machine says of its volumes.
+const (
+	MaxChecks      = 64   // volumes
+	MaxCheckReason = 1000 // of a VolumeCheck's Reason, in bytes
+)
+
+// ErrCheck is wrapped by CheckVolumes.
+var ErrCheck = errors.New("not what a machine finds of its volumes")
+
+// CheckVolumes refuses what no machine tells.
+func CheckVolumes(all []VolumeCheck) error {
+	if len(all) == 0 || len(all) > MaxChecks {
+		return fmt.Errorf("%w: %d volumes, 1 to %d are possible", ErrCheck, len(all), MaxChecks)
+	}
+	for i, v := range all {
+		if !record.IsUUID(v.UUID) || slices.ContainsFunc(all[:i], func(o VolumeCheck) bool { return o.UUID == v.UUID }) {
+			return fmt.Errorf("%w: volume %.40q", ErrCheck, v.UUID)
+		}
+		if len(v.Packet) > 64 || record.Printable(v.Packet) != nil {
+			return fmt.Errorf("%w: packet %.40q", ErrCheck, v.Packet)
+		}
+		if len(v.Reason) > MaxCheckReason || v.Reason != "" && record.Printable(v.Reason) != nil {
+			return fmt.Errorf("%w: reason of volume %s", ErrCheck, v.UUID)
+		}
+	}
+	return nil
+}
+
+// Checked returns the machine with what was found now; what was found of other
+// volumes stays, as long as there is room. changed are those of which something
+// else was found than the last time.
+func (m Machine) Checked(found []VolumeCheck, now time.Time) (next Machine, changed []VolumeCheck) {
+	next = m
+	next.Checks = nil
+	for _, v := range found {
+		v.Checked = now.UTC()
+		next.Checks = append(next.Checks, v)
+		i := slices.IndexFunc(m.Checks, func(o VolumeCheck) bool { return o.UUID == v.UUID })
+		if i < 0 || m.Checks[i].Packet != v.Packet || m.Checks[i].Reason != v.Reason {
+			changed = append(changed, v)
+		}
+	}
+	for _, old := range m.Checks {
+		again := slices.ContainsFunc(found, func(v VolumeCheck) bool { return v.UUID == old.UUID })
+		if !again && len(next.Checks) < MaxChecks {
+			next.Checks = append(next.Checks, old)
+		}
+	}
+	return next, changed
 }

@@ -22,6 +22,12 @@ func (g *globals) askLine(prompt, flag string) (string, error) {
 	return string(line), err
 }
 
+// atTerminal reports whether a person is there to be asked.
+func atTerminal() bool {
+	_, err := unix.IoctlGetTermios(int(os.Stdin.Fd()), unix.TCGETS)
+	return err == nil
+}
+
 func (g *globals) prompt(prompt, flag string, show bool) ([]byte, error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {

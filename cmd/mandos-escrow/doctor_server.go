@@ -109,9 +109,15 @@ func checkClock(ctx context.Context, s *session, status api.Status, now time.Tim
 	return finding{Level: fine, Text: "the clock goes on from the audit log"}, nil
 }
 
-// checkBoots names machines whose last boot somebody must look after.
+// checkBoots names machines whose last boot, or whose volumes, somebody must look
+// after.
 func checkBoots(machines []api.Machine) (findings []finding) {
 	for _, m := range machines {
+		for _, v := range m.Checks {
+			if v.Reason != "" {
+				findings = append(findings, finding{problem, fmt.Sprintf("%s (%s), volume %s, %s: verify failed: %s", m.Name, m.KeyID.Short(), v.UUID, when(v.Checked), v.Reason), "on that machine: mandos-escrow verify"})
+			}
+		}
 		for _, v := range m.LastBoot.Volumes {
 			who := fmt.Sprintf("%s (%s), volume %s, %s: ", m.Name, m.KeyID.Short(), v.UUID, when(m.LastBoot.Told))
 			switch v.Outcome {

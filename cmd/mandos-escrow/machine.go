@@ -146,6 +146,17 @@ func printMachine(g *globals, m machineAt) {
 	for _, v := range m.LastBoot.Volumes {
 		fmt.Fprintf(g.out, "%-22s %s: volume %s %s\n", "last boot", when(m.LastBoot.Told), v.UUID, becauseOf(v))
 	}
+	for _, v := range m.Checks {
+		fmt.Fprintf(g.out, "%-22s %s: volume %s %s\n", "verified", when(v.Checked), v.UUID, checked(v.Reason))
+	}
+}
+
+// checked is what a machine found, for people.
+func checked(reason string) string {
+	if reason == "" {
+		return "ok"
+	}
+	return "FAILED: " + safe(reason)
 }
 
 // holders are the servers that hold a machine's blobs.

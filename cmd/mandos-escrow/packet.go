@@ -34,8 +34,8 @@ func newPacketList(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return list(g, mergePackets(answers), []string{"ID", "MACHINE", "VOLUME", "STATE", "STORED", "REVEALED"}, func(p packetAt) []string {
-				return []string{p.ID, p.Machine, p.Volume.UUID, p.states, when(p.Stored), strings.Join(revealed(p.Packet), " ")}
+			return list(g, mergePackets(answers), []string{"ID", "MACHINE", "VOLUME", "STATE", "STORED", "CHECKED", "REVEALED"}, func(p packetAt) []string {
+				return []string{p.ID, p.Machine, p.Volume.UUID, p.states, when(p.Stored), checkedAt(p.Packet), strings.Join(revealed(p.Packet), " ")}
 			})
 		},
 	}
@@ -84,6 +84,14 @@ func revealed(p api.Packet) []string {
 	return names
 }
 
+// checkedAt is when the machine last verified it, and what was wrong.
+func checkedAt(p api.Packet) string {
+	if p.CheckFailed == "" {
+		return when(p.CheckedAt)
+	}
+	return when(p.CheckedAt) + " FAILED: " + p.CheckFailed
+}
+
 func newPacketShow(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show ID",
@@ -125,6 +133,7 @@ func newPacketShow(g *globals) *cobra.Command {
 				{"created", when(p.Created)},
 				{"stored", when(p.Stored)},
 				{"verified", when(p.VerifiedAt)},
+				{"checked", checkedAt(p.Packet)},
 				{"obsolete since", when(p.ObsoleteAt)},
 				{"revealed", strings.Join(revealed(p.Packet), " ")},
 				{"size", fmt.Sprint(p.Size)},

@@ -92,7 +92,7 @@ server itself, whose data is in --state.`,
 	root.PersistentFlags().StringVar(&g.home, "home", "", "administrator's folder (default: mandos-escrow in the user's config folder)")
 	root.PersistentFlags().StringVar(&g.server, "server", "", "of several servers that --home is known to, act on this one (name, or key ID)")
 	for _, verb := range []func(*globals) *cobra.Command{
-		newServer, newMaster, newPolicy, newAdmin, newToken, newEnroll, newUnenroll, newStatus, newDoctor, newAgent, newMachine, newPacket, newRecover, newVolume, newAudit, newBackup,
+		newServer, newMaster, newPolicy, newAdmin, newToken, newEnroll, newUnenroll, newVerify, newRotate, newStatus, newDoctor, newAgent, newMachine, newPacket, newRecover, newVolume, newAudit, newBackup,
 	} {
 		root.AddCommand(verb(g))
 	}

@@ -90,6 +90,20 @@ type MachineVolume struct {
 	Boot     bool   `json:"boot"`    // an active sealed blob is there
 	// Revealed: the recovery passphrase of that packet was released to somebody.
 	Revealed bool `json:"revealed,omitempty"`
+	// Expired: that packet expired, so its secrets are to be replaced.
+	Expired bool `json:"expired,omitempty"`
+	// Reencrypt: the volume key was released or expired, so the volume is due for
+	// re-encryption.
+	Reencrypt bool `json:"reencrypt,omitempty"`
+	// Damaged: the server's copy of that packet is not whole; Digest is "" then.
+	Damaged bool `json:"damaged,omitempty"`
+	// Blob: the sealed blob itself is there. Boot says that it is to be.
+	Blob bool `json:"blob,omitempty"`
+}
+
+// Verify is what a machine found when it verified its volumes.
+type Verify struct {
+	Volumes []unlock.VolumeCheck `json:"volumes"`
 }
 
 // Upload is a packet and, unless the volume is for escrow alone, the blob, with
@@ -104,6 +118,9 @@ type Upload struct {
 type Commit struct {
 	Packet string `json:"packet"`
 	Boot   bool   `json:"boot"` // with the sealed blob that came with it; otherwise the volume has none
+	// NewVolumeKey: the volume was encrypted anew since the packet that this one
+	// replaces.
+	NewVolumeKey bool `json:"new_volume_key,omitempty"`
 }
 
 // Unenrolled is what a server keeps of a machine that took itself back.

@@ -79,6 +79,10 @@ type enrolment struct {
 	name    string
 	idHash  string // of the machine-id
 	peers   []*peer
+	newKey  bool // a person says that the volume was encrypted anew
+	fetched bool // Passphrase is not a person's, but the machine's own boot passphrase
+	renew   bool // also what stands gets new passphrases and a new packet
+	kept    bool // servers, policy and keys are those that were kept, and no token is used
 	policy  escrow.Policy
 	keys    map[string]*seal.PublicKey // of the trustees, by fingerprint
 	volumes []*volume
@@ -114,7 +118,7 @@ func (e *enrolment) run(ctx context.Context) ([]Result, error) {
 		return nil, err
 	}
 	defer e.hangUp()
-	if err := e.register(ctx); err != nil {
+	if err := e.call(ctx); err != nil {
 		return nil, err
 	}
 	var results []Result
@@ -133,7 +137,7 @@ func (e *enrolment) inspect(ctx context.Context) error {
 	if info, err := os.Stat(e.Root); err != nil || !info.IsDir() {
 		return fmt.Errorf("--root %s is not a folder", e.Root)
 	}
-	if err := e.meet(); err != nil {
+	if err := e.meetServers(); err != nil {
 		return err
 	}
 	if err := e.setName(); err != nil {
@@ -151,6 +155,9 @@ func (e *enrolment) inspect(ctx context.Context) error {
 			return fmt.Errorf("%s: volume %s is named twice", device, v.header.UUID)
 		}
 		e.volumes = append(e.volumes, v)
+	}
+	if e.kept {
+		return nil
 	}
 	return e.checkPins()
 }

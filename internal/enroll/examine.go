@@ -23,7 +23,8 @@ type volume struct {
 	earlier *passphrases // that an interrupted run had made
 	added   []int        // keyslots that it had added
 	opener  []byte       // a passphrase that opens a slot; proved
-	users   bool         // opener is the passphrase that we were given
+	users   bool         // opener is the passphrase that a person gave
+	apart   bool         // opener opens a keyslot that no interrupted run added
 }
 
 func newVolume(device string) (*volume, error) {
@@ -131,16 +132,16 @@ func (e *enrolment) findOpener(ctx context.Context, v *volume) error {
 		if len(candidate) == 0 {
 			continue
 		}
-		_, err := e.Tool.Test(ctx, v.device, candidate, cryptsetup.AnySlot)
+		number, err := e.Tool.Test(ctx, v.device, candidate, cryptsetup.AnySlot)
 		if err == nil {
-			v.opener, v.users = slices.Clone(candidate), i < given
+			v.opener, v.users, v.apart = slices.Clone(candidate), i < given && !e.fetched, !slices.Contains(v.added, number)
 			return nil
 		}
 		if last = err; !errors.Is(err, cryptsetup.ErrPassphrase) {
 			return err
 		}
 	}
-	if e.intact(v) {
+	if e.intact(v) && !e.renew {
 		return nil // enrolled already, and the given passphrase was removed then
 	}
 	if last == nil {
@@ -163,7 +164,7 @@ func (e *enrolment) intact(v *volume) bool {
 // enrolment stands, and the given passphrase is not to be removed. Where it
 // is, new keyslots are made, because only those can be proved.
 func (e *enrolment) settled(v *volume) bool {
-	return e.intact(v) && !(e.RemovePassphrase && v.users)
+	return e.intact(v) && !(e.RemovePassphrase && v.users) && !e.renew
 }
 
 func (v *volume) unchanged(s slot) bool {

@@ -13,6 +13,7 @@ import (
 	"mandos-escrow/internal/record"
 	"mandos-escrow/internal/seal"
 	"mandos-escrow/internal/secret"
+	"mandos-escrow/luks"
 )
 
 // journal says which keyslots of a volume are ours. It is on disk before a
@@ -23,7 +24,10 @@ type journal struct {
 	uuid       string
 	path       string // where the volume lay; "" if no record can say it
 	packet     string
-	supersedes string // the packet that this one replaces, or ""
+	supersedes string         // the packet that this one replaces, or ""
+	digest     string         // SHA-256 of the packet's bytes, hex; "" in journals of before it was kept
+	pins       *luks.Enrolled // what the header must still say; nil in journals of before it was kept
+	newKey     bool           // a person said that the volume was encrypted anew since the packet before
 	committed  bool
 	boot       slot
 	recovery   slot
@@ -92,7 +96,14 @@ func (e *enrolment) writeJournal(j *journal) error {
 		state = "committed"
 	}
 	w := record.New("mandos-escrow-journal", 1).Text("volume-uuid", j.uuid).OptionalText("volume-path", j.path).Text("state", state).
-		Text("packet", j.packet).OptionalText("supersedes", j.supersedes)
+		Text("packet", j.packet).OptionalText("supersedes", j.supersedes).OptionalText("packet-sha256", j.digest)
+	if j.pins != nil {
+		w.Text("volume-type", j.pins.Type).Text("volume-cipher", j.pins.Cipher).Uint("volume-key-bits", uint64(j.pins.KeyBits)).
+			Uint("volume-offset", uint64(j.pins.Offset)).Uint("volume-sector-size", uint64(j.pins.SectorSize)).Text("volume-digest", j.pins.Digest)
+	}
+	if j.newKey {
+		w.Uint("reencrypted", 1)
+	}
 	for _, s := range []struct {
 		name string
 		slot slot
@@ -130,6 +141,11 @@ func (e *enrolment) readJournal(uuid string) (*journal, error) {
 	j.committed = state == "committed"
 	j.packet = hex.EncodeToString(in.Hex("packet", 16))
 	j.supersedes = in.OptionalText("supersedes")
+	j.digest = in.OptionalText("packet-sha256")
+	if in.Next("volume-type") {
+		j.pins = readPins(in, j.uuid)
+	}
+	j.newKey = in.Next("reencrypted") && in.Uint("reencrypted") == 1
 	j.boot, j.recovery = readSlot(in, "boot"), readSlot(in, "recovery")
 	for in.Next("old-slot") {
 		j.old = append(j.old, readSlot(in, "old"))
@@ -145,6 +161,14 @@ func (e *enrolment) readJournal(uuid string) (*journal, error) {
 		return nil, fmt.Errorf("%s: %w; restore it: it tells our keyslots from others; without it (move it away) they stay where they are", path, err)
 	}
 	return j, nil
+}
+
+func readPins(in *record.Reader, uuid string) *luks.Enrolled {
+	return &luks.Enrolled{
+		UUID: uuid, Type: in.Text("volume-type"), Cipher: in.Text("volume-cipher"), KeyBits: int(min(in.Uint("volume-key-bits"), 1<<16)),
+		Offset: int64(in.Uint("volume-offset")), SectorSize: int(min(in.Uint("volume-sector-size"), 1<<16)),
+		Digest: hex.EncodeToString(in.Hex("volume-digest", 32)),
+	}
 }
 
 func readSlot(in *record.Reader, name string) slot {

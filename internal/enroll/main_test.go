@@ -26,6 +26,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(childVariable) != "" {
 		os.Exit(child())
 	}
+	if os.Getenv(bootVariable) != "" {
+		os.Exit(bootChild())
+	}
 	code := m.Run()
 	if shared != nil {
 		shared.stop()
@@ -51,6 +54,24 @@ type job struct {
 	Offline  bool
 	Locate   []string // --device
 	Forget   []string
+
+	Rotate      bool // of what is above, all but Remove, NoBoot and Name count; without Token what was kept does
+	Due         bool
+	Reencrypted bool
+	Program     string
+}
+
+func (j job) rotating() (RotateOptions, error) {
+	o := RotateOptions{
+		Root: j.Root, Devices: j.Locate, Passphrase: j.Passphrase, Due: j.Due, Reencrypted: j.Reencrypted, Program: j.Program,
+		Tool: cryptsetup.Tool{Path: j.Cryptsetup}, Now: time.Now, Progress: func(string, ...any) {},
+	}
+	if j.Token == "" {
+		return o, nil
+	}
+	token, err := api.ParseToken([]byte(j.Token))
+	o.Token = token
+	return o, err
 }
 
 func (j job) unenrolling() UnenrollOptions {
@@ -107,6 +128,15 @@ func (j job) run(checkpoint func(string)) error {
 		o := j.unenrolling()
 		o.Checkpoint = checkpoint
 		_, err := Unenroll(context.Background(), o)
+		return err
+	}
+	if j.Rotate {
+		o, err := j.rotating()
+		if err != nil {
+			return err
+		}
+		o.Checkpoint = checkpoint
+		_, err = Rotate(context.Background(), o)
 		return err
 	}
 	o, err := j.options()

@@ -53,10 +53,8 @@ func (e *enrolment) register(ctx context.Context) error {
 	if err := e.tokenKeys(); err != nil {
 		return err
 	}
-	for _, p := range e.peers {
-		if p.client, err = e.dial(p.Server, e.running.Key); err != nil {
-			return err
-		}
+	if err := e.dialAll(); err != nil {
+		return err
 	}
 	err = e.each(ctx, func(p *peer) error { return e.registerAt(ctx, p, registration) })
 	if err != nil {
@@ -146,12 +144,16 @@ func (e *enrolment) checkShown(p *peer, shown api.Policy) error {
 	return nil
 }
 
-// pin keeps the policy, once the keys of all its trustees are here.
+// pin keeps the policy, once the keys of all its trustees are here, and before
+// it those keys: with them the machine makes packets later, without a token.
 func (e *enrolment) pin() error {
 	for _, t := range e.policy.Trustees {
 		if e.keys[t.Fingerprint] == nil {
 			return fmt.Errorf("the key of trustee %s (%s) is not known: its server must answer, or the token be made anew", t.Name, t.Fingerprint)
 		}
+	}
+	if err := e.keepTrustees(); err != nil {
+		return err
 	}
 	return config.Replace(e.policyPath(), e.policy.Bytes())
 }

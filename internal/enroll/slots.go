@@ -61,6 +61,27 @@ func (e *enrolment) mark(ctx context.Context, v *volume, number int, purpose, pa
 	return err
 }
 
+// markMissing marks the keyslots that an interrupted run added and did not come to
+// mark.
+func (e *enrolment) markMissing(ctx context.Context, v *volume, j *journal) error {
+	if v.header.Type != luks.Type2 {
+		return nil
+	}
+	for number, purpose := range map[int]string{j.boot.number: "boot", j.recovery.number: "recovery"} {
+		marked := slices.ContainsFunc(v.header.Tokens, func(t luks.Token) bool {
+			return t.Type == TokenType && slices.Contains(t.Keyslots, number)
+		})
+		if number < 0 || marked {
+			continue
+		}
+		if err := e.mark(ctx, v, number, purpose, j.packet); err != nil {
+			return err
+		}
+		e.Checkpoint("marked the " + purpose + " slot")
+	}
+	return v.reread()
+}
+
 // tokenPacket is the packet that a token of ours names, or "".
 func tokenPacket(text []byte) string {
 	var token struct {
@@ -73,11 +94,11 @@ func tokenPacket(text []byte) string {
 }
 
 // rollBack removes the keyslots of an interrupted run, which its passphrases
-// have just opened, so they are ours; the given passphrase has just been
-// proved, so another way in remains.
+// have just opened, so they are ours; a passphrase of another keyslot has just
+// been proved, so another way in remains.
 func (e *enrolment) rollBack(ctx context.Context, v *volume) error {
 	for _, number := range v.added {
-		if !v.users {
+		if !v.users && !v.apart {
 			return errors.New("an interrupted enrolment must be undone, which needs a passphrase that is not ours: give --passphrase-file")
 		}
 		if err := e.Tool.KillSlot(ctx, v.device, number, cryptsetup.Key{Passphrase: v.opener}); err != nil {

@@ -286,7 +286,10 @@ func (e *enrolment) locate(uuid string, j *journal, devices []string) (*volume, 
 		if err == nil && v.header.UUID == uuid {
 			return v, nil
 		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err == nil {
+			err = fmt.Errorf("%w: %s is volume %s", luks.ErrMismatch, place, v.header.UUID)
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
 			failures = append(failures, err)
 		}
 	}

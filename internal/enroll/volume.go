@@ -3,6 +3,8 @@ package enroll
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -68,13 +70,18 @@ func (e *enrolment) askHeld(ctx context.Context, v *volume) error {
 		if err := p.client.Call(ctx, "GET", "/v1/self", nil, &all); err != nil {
 			return err
 		}
-		for _, held := range all {
-			if held.UUID == v.header.UUID {
-				p.held = held
-			}
-		}
+		p.held = heldOf(all, v.header.UUID)
 		return nil
 	})
+}
+
+func heldOf(all []api.MachineVolume, uuid string) api.MachineVolume {
+	for _, held := range all {
+		if held.UUID == uuid {
+			return held
+		}
+	}
+	return api.MachineVolume{}
 }
 
 // newestHeld is the packet that the servers hold: the journal's, if one does.
@@ -90,6 +97,12 @@ func (e *enrolment) newestHeld(j *journal) (packet string) {
 
 func (e *enrolment) revealed() bool {
 	return slices.ContainsFunc(e.present(), func(p *peer) bool { return p.held.Revealed })
+}
+
+// digestOf is a packet's, as its journal has it.
+func digestOf(packet []byte) string {
+	sum := sha256.Sum256(packet)
+	return hex.EncodeToString(sum[:])
 }
 
 // again tells the servers once more what stands: they may have removed the
@@ -154,6 +167,12 @@ func (e *enrolment) resume(ctx context.Context, v *volume, owed *uploads) (Resul
 	if err := e.send(ctx, v, j, owed, lacks); err != nil {
 		return Result{}, err
 	}
+	if owed != nil { // a journal of before it was kept
+		j.digest = digestOf(owed.data)
+	}
+	if err := e.markMissing(ctx, v, j); err != nil {
+		return Result{}, err
+	}
 	return e.finish(ctx, v, j, v.earlier, owed)
 }
 
@@ -161,8 +180,10 @@ func (e *enrolment) resume(ctx context.Context, v *volume, owed *uploads) (Resul
 func (e *enrolment) fresh(ctx context.Context, v *volume) (Result, error) {
 	j := &journal{
 		uuid: v.header.UUID, path: writable(v.path), packet: secret.ID(), supersedes: v.journal.successor(e.newestHeld(v.journal)),
-		boot: slot{number: -1}, old: v.journal.ours(),
+		boot: slot{number: -1}, old: v.journal.ours(), newKey: e.newKey || v.journal != nil && !v.journal.committed && v.journal.newKey,
 	}
+	pins := v.header.Enrolled()
+	j.pins = &pins
 	p := &passphrases{recovery: escrow.NewRecoveryPassphrase()}
 	defer p.wipe()
 	free := v.header.Free()
@@ -249,6 +270,7 @@ func (e *enrolment) makeUploads(ctx context.Context, v *volume, j *journal, p *p
 	if err != nil {
 		return nil, err
 	}
+	j.digest = digestOf(packet)
 	owed := &uploads{packet: j.packet, data: packet, blobs: map[identity.KeyID][]byte{}}
 	blobs := make([][]byte, len(e.peers)) // none
 	if j.boots() {
@@ -292,6 +314,10 @@ func (e *enrolment) finish(ctx context.Context, v *volume, j *journal, p *passph
 			return Result{}, err
 		}
 	}
+	if j.pins == nil { // of before they were kept
+		pins := v.header.Enrolled()
+		j.pins = &pins
+	}
 	j.committed, j.sealed, j.old = true, nil, nil
 	if err := e.writeJournal(j); err != nil {
 		return Result{}, err
@@ -310,7 +336,7 @@ func (e *enrolment) commit(ctx context.Context, j *journal, owed *uploads, wante
 		if !wanted(p) {
 			return nil
 		}
-		err := p.client.Call(ctx, "POST", "/v1/self/volumes/"+j.uuid+"/commit", api.Commit{Packet: j.packet, Boot: j.boots()}, nil)
+		err := p.client.Call(ctx, "POST", "/v1/self/volumes/"+j.uuid+"/commit", api.Commit{Packet: j.packet, Boot: j.boots(), NewVolumeKey: j.newKey}, nil)
 		if err != nil {
 			return err
 		}

@@ -135,12 +135,30 @@ func (s *Server) self(c call) (any, error) {
 			case escrow.Verified:
 				v.PacketID, v.Digest = e.ID, e.Digest
 				_, v.Revealed = e.RevealedAt[escrow.ForPassphrase]
+				_, v.Reencrypt = e.RevealedAt[escrow.ForVolumeKey]
 			case escrow.Pending:
 				v.Pending = e.ID
 			}
 		}
+		for i := range out {
+			lookAt(tx, c.machine.KeyID, &out[i])
+		}
 		return nil
 	})
+}
+
+// lookAt reads what entries only say: the packet's bytes, and the blob. A machine
+// asks in order to know that they are still there.
+func lookAt(tx *store.Tx, id identity.KeyID, v *api.MachineVolume) {
+	if v.PacketID != "" {
+		if _, _, err := tx.Packet(v.PacketID); err != nil {
+			v.Digest, v.Damaged = "", true
+		}
+	}
+	if v.Boot {
+		_, err := tx.Blob(id, v.UUID)
+		v.Blob = err == nil
+	}
 }
 
 // oldestFirst returns what is held of a machine's packets, as they came.

@@ -51,6 +51,7 @@ var routes = []route{
 	{"PUT /v1/self/volumes/{uuid}", machines, "", false, (*Server).upload},
 	{"POST /v1/self/volumes/{uuid}/commit", machines, "", false, (*Server).commit},
 	{"POST /v1/self/boot", machines, "", false, (*Server).selfBoot},
+	{"POST /v1/self/verify", machines, "", false, (*Server).selfVerify},
 	{"DELETE /v1/self", machines, "", false, (*Server).selfRemove},
 
 	{"GET /v1/machines", viewer, "", true, (*Server).machines},
