@@ -169,10 +169,13 @@ func runRescue(ctx context.Context, g *globals, o recoverOptions) error {
 		return err
 	}
 	defer invite.Wipe()
-	if err := invitedVolume(invite, o.device); err != nil {
+	headerGone, err := invitedVolume(invite, o.device, restoreOptions{o.rebuild, o.unchecked})
+	if err != nil {
 		return err
 	}
-	o.volume = invite.Volume
+	if o.volume = invite.Volume; headerGone {
+		o.payload = escrow.ForVolumeKey // nothing else brings it back
+	}
 	r := &rescue{g: g, o: o, invite: invite, warned: map[string]bool{}}
 	defer func() { secret.Wipe(r.passphrase) }()
 	if r.passphrase, err = g.newSecret(o.newPassphraseFile, "--new-passphrase-file", "New passphrase of the volume: "); err != nil {
@@ -218,16 +221,18 @@ func readRescueInvite(g *globals, path string) (*api.RescueInvite, error) {
 	return invite, nil
 }
 
-// invitedVolume refuses a device that holds another volume than the invite's.
-func invitedVolume(invite *api.RescueInvite, device string) error {
+// invitedVolume refuses a device that cannot be restored, or holds another volume
+// than the invite's. Of one whose header is gone, and may be written anew, only the
+// invite says which it is; what is on it is compared with the volume key.
+func invitedVolume(invite *api.RescueInvite, device string, how restoreOptions) (headerGone bool, err error) {
 	header, err := luks.ReadFile(device)
 	if err != nil {
-		return err
+		return true, how.ready(device)
 	}
 	if header.UUID != invite.Volume {
-		return fmt.Errorf("%w: the invite is for volume %s, %s is volume %s", errOtherVolume, invite.Volume, device, header.UUID)
+		return false, fmt.Errorf("%w: the invite is for volume %s, %s is volume %s", errOtherVolume, invite.Volume, device, header.UUID)
 	}
-	return nil
+	return false, how.ready(device)
 }
 
 // rescueHome makes or finds the folder of a run: below --home, or in memory, where
