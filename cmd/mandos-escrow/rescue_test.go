@@ -28,7 +28,7 @@ func newCorruptRescue(t *testing.T) *corrupt {
 	if err := os.Truncate(disk, 32<<20); err != nil {
 		t.Fatal(err)
 	}
-	format := exec.Command("cryptsetup", "luksFormat", "-q", "--type", "luks2", "--uuid", corruptVolume, "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000",
+	format := exec.Command("cryptsetup", "luksFormat", "-q", "--type", "luks2", "--key-slot", "1", "--uuid", corruptVolume, "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000",
 		disk, filepath.Join(c.dir, "recovery"))
 	format.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	if out, err := format.CombinedOutput(); err != nil {
