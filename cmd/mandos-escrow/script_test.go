@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -19,8 +20,17 @@ import (
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"mandos-escrow": func() {
 		detectSystem = detectFake
+		checkpoint = endAt
 		main()
 	}})
+}
+
+// endAt ends the process where END_AT says, as a power cut would.
+func endAt(step string) {
+	if os.Getenv("END_AT") == step {
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {}
+	}
 }
 
 // fakeSystem has programs that stand in for those of a system.

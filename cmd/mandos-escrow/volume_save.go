@@ -148,6 +148,7 @@ func runSave(ctx context.Context, g *globals, o saveOptions, device, path string
 	if _, err := out.Write(packet); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
+	checkpoint("written")
 	if err := out.Commit(); err != nil {
 		return err
 	}
@@ -437,7 +438,7 @@ func (g *globals) recipientSealer(path string) (sealer, error) {
 	if err != nil {
 		return sealer{}, err
 	}
-	key, err := seal.ParsePublic(data)
+	key, err := seal.ParseRecipient(data, time.Now())
 	if err != nil {
 		return sealer{}, fmt.Errorf("%s: %w", path, err)
 	}
