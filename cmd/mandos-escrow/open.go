@@ -95,14 +95,10 @@ func openText(g *globals, o openOptions, sealing escrow.Sealing, text []byte) (*
 		return openShares(g, o, text)
 	case escrow.ByCertificate, escrow.ByRecipient:
 		return openWithKey(g, o, sealing, text)
-	case escrow.BySheet:
-		message, err := sheetMessage(text)
-		if err != nil {
-			return nil, err
-		}
-		return openUnder(g, o, message, escrow.OpenSheet)
-	case escrow.ByPassphrase:
-		return openUnder(g, o, text, escrow.OpenOffline)
+	case escrow.ByPassphrase, escrow.BySheet:
+		opened, passphrase, err := openUnder(g, o, text)
+		secret.Wipe(passphrase)
+		return opened, err
 	}
 	return nil, fmt.Errorf("%w: neither a packet nor a sheet, or its beginning is damaged", escrow.ErrIntegrity)
 }
@@ -153,23 +149,31 @@ func sheetMessage(text []byte) ([]byte, error) {
 	return escrow.ParseLines(text)
 }
 
-// openUnder tries a passphrase as it was read, then as a one-time password would be
-// with the dashes that somebody left out, or in capitals.
-func openUnder(g *globals, o openOptions, message []byte, open func(message, passphrase []byte) (*escrow.Opened, error)) (*escrow.Opened, error) {
-	password, err := g.secretInput(o.password, o.passwordFlag, capital(o.passwordName)+": ")
+// openUnder opens a packet or a sheet under a passphrase, and returns that one,
+// too. It tries it as it was read, then as a one-time password would be with the
+// dashes that somebody left out, or in capitals.
+func openUnder(g *globals, o openOptions, text []byte) (opened *escrow.Opened, passphrase []byte, err error) {
+	message, open := text, escrow.OpenOffline
+	if escrow.SealingOf(text) == escrow.BySheet {
+		open = escrow.OpenSheet
+		if message, err = sheetMessage(text); err != nil {
+			return nil, nil, err
+		}
+	}
+	if passphrase, err = g.secretInput(o.password, o.passwordFlag, capital(o.passwordName)+": "); err != nil {
+		return nil, nil, err
+	}
+	opened, err = open(message, passphrase)
+	if again := secret.NormalizeOneTime(passphrase); errors.Is(err, escrow.ErrIntegrity) && again != nil && !bytes.Equal(again, passphrase) {
+		secret.Wipe(passphrase)
+		passphrase = again
+		opened, err = open(message, passphrase)
+	}
 	if err != nil {
-		return nil, err
+		secret.Wipe(passphrase)
+		return nil, nil, fmt.Errorf("wrong %s, or a damaged packet (they cannot be told apart): %w", o.passwordName, err)
 	}
-	defer secret.Wipe(password)
-	opened, err := open(message, password)
-	if again := secret.NormalizeOneTime(password); errors.Is(err, escrow.ErrIntegrity) && again != nil && !bytes.Equal(again, password) {
-		defer secret.Wipe(again)
-		opened, err = open(message, again)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("wrong %s, or a damaged packet (they cannot be told apart): %w", o.passwordName, err)
-	}
-	return opened, nil
+	return opened, passphrase, nil
 }
 
 func capital(text string) string { return string(bytes.ToUpper([]byte(text[:1]))) + text[1:] }

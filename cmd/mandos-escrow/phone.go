@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/subtle"
 	"errors"
 	"fmt"
@@ -13,7 +14,7 @@ import (
 )
 
 // errLeft: somebody left the reading out, or hung up. What was released is kept.
-var errLeft = errors.New("not read to its end; what was released is kept: run the same command again to go on")
+var errLeft = errors.New("not read to its end; nothing is lost: run the same command again to go on")
 
 // phone reads a recovery passphrase out on the terminal, one group at a time,
 // and checks what the other end reads back. No group stays on the screen longer
@@ -40,10 +41,27 @@ const (
 
 const phoneHelp = "Enter: next   digits: as they were read back   r: once more   1-8: that group   q: leave, and go on later"
 
+// phoneFile reads out what is in a packet in a file.
+func phoneFile(g *globals, o recoverOptions) error {
+	if o.out != "" {
+		return usage("--phone and --out are two ways for the same: give one")
+	}
+	tty, err := terminal(g)
+	if err != nil {
+		return usage("--phone needs a terminal")
+	}
+	opened, err := openFile(g, o.openOptions(), o.openFile)
+	if err != nil {
+		return err
+	}
+	defer opened.Wipe()
+	return readOut(g, tty, opened.Opened)
+}
+
 // readOut reads an opened recovery passphrase out.
 func readOut(g *globals, tty *os.File, opened *escrow.Opened) error {
 	if opened.Passphrase == nil {
-		return usage("--phone reads a recovery passphrase; this request is for the volume key: collect it with --out or --device")
+		return usage("--phone reads a recovery passphrase; this is the volume key: collect it with --out or --device")
 	}
 	passphrase := opened.Passphrase.Passphrase
 	if escrow.CheckRecoveryPassphrase(passphrase) != nil {
@@ -52,7 +70,7 @@ func readOut(g *globals, tty *os.File, opened *escrow.Opened) error {
 	terminal := os.Getenv("TERM")
 	p := phone{
 		screen: tty, clears: terminal != "" && terminal != "dumb",
-		title:  fmt.Sprintf("Recovery passphrase of volume %s of %s: 8 groups of 6 digits. The dashes between them are typed, too.", safe(opened.Header.Volume.UUID), safe(opened.Header.Machine)),
+		title:  fmt.Sprintf("Recovery passphrase of volume %s of %s: 8 groups of 6 digits. The dashes between them are typed, too.", safe(opened.Header.Volume.UUID), cmp.Or(safe(opened.Header.Machine), "a machine without a name")),
 		groups: bytes.Split(passphrase, []byte("-")),
 		ask:    func(prompt string) ([]byte, error) { return g.prompt(prompt, "--out FILE", true) },
 	}

@@ -14,7 +14,6 @@ import (
 
 	"mandos-escrow/escrow"
 	"mandos-escrow/internal/config"
-	"mandos-escrow/internal/seal"
 	"mandos-escrow/internal/secret"
 	"mandos-escrow/internal/sheet"
 )
@@ -24,21 +23,26 @@ import (
 var errNotPrintable = errors.New("nothing was printed")
 
 type printOptions struct {
-	out, payload string
+	openOptions         // its payload is empty: all are opened
+	otp          string // file with what opens a released packet
+	sheet        string // file with a passphrase for the sheet
+	out, print   string // where to, and which payload
 	text, usable bool
-	packet, otp  string // files with what opens the packet; one of them
 }
 
 func newPacketPrint(g *globals) *cobra.Command {
-	var o printOptions
+	o := printOptions{openOptions: packetPassphrase()}
 	cmd := &cobra.Command{
 		Use:   "print ID|FILE --out SHEET.pdf | --text",
 		Short: "make a recovery sheet of a packet: one page of paper",
-		Long: `Makes one A4 page of a packet that a passphrase opens: what volume save or
+		Long: `Makes one A4 page of a packet that can be opened here: what volume save or
 recover --release --out wrote, or a sheet as it was typed or scanned. It holds one
 secret, the recovery passphrase or the volume key, sealed under the passphrase of the
 packet: as a QR code, and as lines to type, each with a check. The page is useless
 alone. It says what to do with it, also without this program.
+
+A packet to a certificate or an OpenPGP key is opened with --key, and its sheet gets a
+passphrase of its own: --sheet-passphrase-file.
 
 With --usable the recovery passphrase stands on the page in clear as well: whoever has
 that page can open the disk. The volume key is never printed in clear.
@@ -52,12 +56,13 @@ code 7, and the commands that make a printable one.`,
 		Args: exactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error { return runPrint(g, o, args[0]) },
 	}
+	withOpen(cmd, &o.openOptions)
 	f := cmd.Flags()
 	f.StringVar(&o.out, "out", "", "PDF file to write, - for a pipe; with --text, text file")
 	f.BoolVar(&o.text, "text", false, "text for a terminal instead of a PDF; it has the lines, not the code")
-	f.StringVar(&o.packet, "packet-passphrase-file", "", "file with the packet passphrase (asked for otherwise)")
 	f.StringVar(&o.otp, "otp-file", "", "file with the one-time password of a released packet")
-	f.StringVar(&o.payload, "for", "", "what to print if the packet has both: passphrase or volume-key")
+	f.StringVar(&o.sheet, "sheet-passphrase-file", "", "file with a new passphrase for the sheet, instead of that of the packet (asked for where a key opens the packet)")
+	f.StringVar(&o.print, "for", "", "what to print if the packet has both: passphrase or volume-key")
 	f.BoolVar(&o.usable, "usable", false, "print the recovery passphrase in clear, too")
 	return cmd
 }
@@ -76,7 +81,7 @@ func runPrint(g *globals, o printOptions, word string) error {
 		return err
 	}
 	defer cleanup()
-	opened, passphrase, err := o.open(g, text)
+	opened, passphrase, err := o.openFor(g, text)
 	if err != nil {
 		return fmt.Errorf("%s: %w", word, err)
 	}
@@ -99,7 +104,7 @@ func runPrint(g *globals, o printOptions, word string) error {
 	if page.Usable != nil {
 		g.say("sheet %s of volume %s: whoever has this page can open the disk", page.KeyID(), page.Volume.UUID)
 	} else {
-		g.say("sheet %s of volume %s: useless without the passphrase of the packet, which is the sheet's too; keep them apart", page.KeyID(), page.Volume.UUID)
+		g.say("sheet %s of volume %s: useless without its passphrase; keep them apart", page.KeyID(), page.Volume.UUID)
 	}
 	return nil
 }
@@ -108,10 +113,10 @@ func (o *printOptions) check() error {
 	switch {
 	case o.out == "" && !o.text:
 		return usage("packet print needs --out FILE for a PDF, - for a pipe, or --text")
-	case o.packet != "" && o.otp != "":
+	case o.password != "" && o.otp != "":
 		return usage("--packet-passphrase-file and --otp-file both name what opens the packet: give one")
-	case o.payload != "" && o.payload != escrow.ForPassphrase && o.payload != escrow.ForVolumeKey:
-		return usage("--for %s: it is %s or %s", o.payload, escrow.ForPassphrase, escrow.ForVolumeKey)
+	case o.print != "" && o.print != escrow.ForPassphrase && o.print != escrow.ForVolumeKey:
+		return usage("--for %s: it is %s or %s", o.print, escrow.ForPassphrase, escrow.ForVolumeKey)
 	}
 	return nil
 }
@@ -135,10 +140,8 @@ func (o *printOptions) read(g *globals, word string) ([]byte, error) {
 		return nil, notOfTrustees(packet.ID)
 	case escrow.ByVolumeKey:
 		return nil, fmt.Errorf("%w: %s is a packet of volume_key; first: mandos-escrow packet import %s --out packet.asc", errNotPrintable, word, word)
-	case escrow.ByPassphrase, escrow.BySheet:
-		return text, nil
 	}
-	return nil, fmt.Errorf("%s: %w: neither a packet nor a sheet", word, escrow.ErrIntegrity)
+	return text, nil
 }
 
 // isID reports whether a word could be a packet's id, or the beginning of one.
@@ -152,8 +155,8 @@ func notOfTrustees(id string) error {
   mandos-escrow recover --release REQUEST --out packet.asc --otp-file otp
   mandos-escrow packet print packet.asc --otp-file otp --out sheet.pdf
 Or on the machine, with a passphrase of the volume:
-  mandos-escrow volume save DEVICE packet.asc
-  mandos-escrow packet print packet.asc --out sheet.pdf`, errNotPrintable, id, id)
+  mandos-escrow volume save DEVICE packet.asc --recovery-passphrase
+  mandos-escrow packet print packet.asc --for passphrase --out sheet.pdf`, errNotPrintable, id, id)
 }
 
 // delivery makes ready where a sheet goes. A PDF on a terminal helps nobody; and
@@ -193,34 +196,26 @@ func isPipe(f *os.File) bool {
 	return err == nil && info.Mode()&fs.ModeNamedPipe != 0
 }
 
-// open opens the packet, and returns the passphrase that did: the sheet gets the
-// same one.
-func (o *printOptions) open(g *globals, text []byte) (opened *escrow.Opened, passphrase []byte, err error) {
-	file, flag, prompt := o.packet, "--packet-passphrase-file", "Passphrase of the packet: "
+// openFor opens the packet, and returns the passphrase that the sheet gets: the one
+// that opened the packet, unless a key did, or another one is given.
+func (o *printOptions) openFor(g *globals, text []byte) (opened *escrow.Opened, passphrase []byte, err error) {
+	how := o.openOptions
 	if o.otp != "" {
-		file, flag = o.otp, "--otp-file"
+		how = oneTime(o.otp)
 	}
-	message, unseal := text, escrow.OpenOffline
-	if escrow.SealingOf(text) == escrow.BySheet {
-		prompt, unseal = "Passphrase of the sheet: ", escrow.OpenSheet
-		if seal.MessageKind(text) != seal.UnderPassphraseBinary {
-			if message, err = escrow.ParseLines(text); err != nil {
-				return nil, nil, err
-			}
-		}
+	sealing := escrow.SealingOf(text)
+	if (sealing == escrow.ByPassphrase || sealing == escrow.BySheet) && len(how.keys) == 0 {
+		opened, passphrase, err = openUnder(g, how, text)
+	} else {
+		opened, err = openText(g, how, sealing, text)
 	}
-	if passphrase, err = g.secretInput(file, flag, prompt); err != nil {
+	if err != nil || passphrase != nil && o.sheet == "" {
+		return opened, passphrase, err
+	}
+	secret.Wipe(passphrase)
+	if passphrase, err = g.newSecret(o.sheet, "--sheet-passphrase-file", "Passphrase of the sheet: "); err != nil {
+		opened.Wipe()
 		return nil, nil, err
-	}
-	opened, err = unseal(message, passphrase)
-	if again := secret.NormalizeOneTime(passphrase); errors.Is(err, escrow.ErrIntegrity) && again != nil && !bytes.Equal(again, passphrase) {
-		secret.Wipe(passphrase)
-		passphrase = again
-		opened, err = unseal(message, passphrase)
-	}
-	if err != nil {
-		secret.Wipe(passphrase)
-		return nil, nil, fmt.Errorf("wrong passphrase, or a damaged packet (they cannot be told apart): %w", err)
 	}
 	return opened, passphrase, nil
 }
@@ -249,10 +244,10 @@ func (o *printOptions) choose(opened *escrow.Opened) (string, error) {
 	switch {
 	case o.usable && (opened.Passphrase == nil || escrow.CheckRecoveryPassphrase(opened.Passphrase.Passphrase) != nil):
 		return "", usage("--usable prints a recovery passphrase, which this packet does not have; a volume key is never printed in clear")
-	case o.payload != "" && !has[o.payload]:
-		return "", usage("--for %s: the packet does not have it", o.payload)
-	case o.payload != "":
-		return o.payload, nil
+	case o.print != "" && !has[o.print]:
+		return "", usage("--for %s: the packet does not have it", o.print)
+	case o.print != "":
+		return o.print, nil
 	case has[escrow.ForPassphrase] && has[escrow.ForVolumeKey] && !o.usable:
 		return "", usage("the packet has both: say --for %s or --for %s; a sheet has one", escrow.ForPassphrase, escrow.ForVolumeKey)
 	case has[escrow.ForVolumeKey]:

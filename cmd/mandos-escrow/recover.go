@@ -73,7 +73,8 @@ of the request as the requester signed it.
 time. Read it out, and type what the other end reads back: it says whether that is
 right, mistyped, or another group. Enter goes on, r shows the group once more, a
 number from 1 to 8 goes to that group, and q leaves: what was released is kept, and
-the same command goes on with it, until you say that the disk was opened. Groups are
+the same command goes on with it, until you say that the disk was opened. --open FILE
+--phone does the same with a packet in a file. Groups are
 taken off the screen, on a screen of their own that keeps no lines; a terminal that
 cannot do that (TERM=dumb) keeps them, and says so.`,
 		Example: `  mandos-escrow recover --request --volume laptop7 --reason 'forgot it'

@@ -187,6 +187,9 @@ func whatNow(opened *escrow.Opened) string {
 
 // runOpen writes what is in a packet. To the terminal, or a new file.
 func runOpen(_ context.Context, g *globals, o recoverOptions) error {
+	if o.phone {
+		return phoneFile(g, o)
+	}
 	if o.out == "" {
 		if _, err := terminal(g); err != nil {
 			return usage("secrets are shown on a terminal only: give --out FILE")

@@ -115,7 +115,7 @@ func (p Page) adminSteps() []step {
 			"zbarimg -q --raw PICTURE >sheet.txt",
 		}},
 		{text: "This finds the line that is mistyped, asks for the passphrase of the sheet, and puts a new passphrase on the disk:", commands: []string{
-			"mandos-escrow packet import sheet.txt --out packet.asc && mandos-escrow volume restore DEVICE packet.asc",
+			p.restore(),
 		}},
 		{text: "Without that program (gpg and coreutils), from the lines, or from the code; the sum begins with " + p.digest() + ":", commands: []string{
 			p.fromLines(), p.fromCode(), "sha256sum sheet.gpg; gpg -d sheet.gpg >plain        # into memory: /dev/shm",
@@ -133,6 +133,14 @@ func (p Page) adminSteps() []step {
 		"cryptsetup luksUUID DEVICE",
 		"sed -n 's/^recovery-passphrase: //p' plain | tr -d '\\n' >old; cryptsetup luksAddKey --key-file old DEVICE",
 	}})
+}
+
+// restore is the command of this program.
+func (p Page) restore() string {
+	if p.Payload == escrow.ForVolumeKey {
+		return "mandos-escrow volume restore DEVICE sheet.txt        # header gone: --rebuild"
+	}
+	return "mandos-escrow volume restore DEVICE sheet.txt"
 }
 
 // fromLines is the command that makes the message of typed lines.

@@ -250,7 +250,7 @@ func TestWords(t *testing.T) {
 	}{
 		"sealed": {
 			testPage(func(p *Page) { p.Supersedes = "0a1b2c3d00112233445566778899aabb" }),
-			[]string{"USELESS ALONE", "4F1D2C3B", testUUID, "root", "laptop7", "2026-11-25 20:36 UTC", "0A1B2C3D", "gpg -d", "base32 -d", "recovery passphrase", "packet import"},
+			[]string{"USELESS ALONE", "4F1D2C3B", testUUID, "root", "laptop7", "2026-11-25 20:36 UTC", "0A1B2C3D", "gpg -d", "base32 -d", "recovery passphrase", "volume restore"},
 			[]string{"USABLE", "volume key", "plain64"},
 		},
 		"volume key": {
