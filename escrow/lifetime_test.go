@@ -97,3 +97,176 @@ func TestLimits(t *testing.T) {
 		}
 	}
 }
+
+// States as people are told them, and what is due, on both sides of the moment.
+func TestShown(t *testing.T) {
+	life := Life{Lifetime: 24 * time.Hour}
+	verified := entry("1", "", Verified)
+	verified.VerifiedAt = now
+	told, err := verified.Expire(now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	obsolete := told.Reveal(ForPassphrase, now).MarkObsolete(now)
+	for name, c := range map[string]struct {
+		e    Entry
+		life Life
+		at   time.Time
+		want PacketState
+		due  bool
+	}{
+		"pending":                {entry("1", "", Pending), life, now, Pending, false},
+		"verified":               {verified, life, now, Verified, false},
+		"just before":            {verified, life, now.Add(24*time.Hour - 1), Verified, false},
+		"just expired":           {verified, life, now.Add(24 * time.Hour), Expired, true},
+		"without a lifetime":     {verified, Life{}, now.Add(1e6 * time.Hour), Verified, false},
+		"expired by somebody":    {told, Life{}, now, Expired, true},
+		"passphrase revealed":    {verified.Reveal(ForPassphrase, now), life, now, Revealed, true},
+		"volume key revealed":    {verified.Reveal(ForVolumeKey, now), life, now, Revealed, false},
+		"revealed, then expired": {verified.Reveal(ForPassphrase, now), life, now.Add(48 * time.Hour), Expired, true},
+		"obsolete":               {obsolete, life, now.Add(48 * time.Hour), Obsolete, false},
+	} {
+		if got, due := c.e.Shown(c.life, c.at), c.e.RotateDue(c.life, c.at); got != c.want || due != c.due {
+			t.Errorf("%s: %s, due %t", name, got, due)
+		}
+	}
+}
+
+func TestExpire(t *testing.T) {
+	e, err := entry("1", "", Verified).Expire(now)
+	if err != nil || !e.ExpiredAt.Equal(now) || !e.ReencryptSince.Equal(now) {
+		t.Fatalf("%+v, %v", e, err)
+	}
+	if e, err = e.Expire(now.Add(time.Hour)); err != nil || !e.ExpiredAt.Equal(now) {
+		t.Errorf("twice: %s, %v", e.ExpiredAt, err)
+	}
+	for _, state := range []PacketState{Obsolete, Purged} {
+		if _, err := entry("1", "", state).Expire(now); !errors.Is(err, ErrState) {
+			t.Errorf("%s: %v", state, err)
+		}
+	}
+	successor := entry("2", "1", Verified).Inherit(e)
+	if !successor.ReencryptSince.Equal(now) || !successor.ExpiredAt.IsZero() {
+		t.Errorf("the volume key is still the same: %+v", successor)
+	}
+	if again := successor.Inherit(entry("3", "", Verified)); !again.ReencryptSince.Equal(now) {
+		t.Errorf("an older packet took it back: %+v", again)
+	}
+}
+
+func TestUnproved(t *testing.T) {
+	verified := entry("1", "", Verified)
+	verified.VerifiedAt = now
+	checked := verified
+	checked.CheckedAt = now.Add(time.Hour)
+	for name, c := range map[string]struct {
+		e      Entry
+		within time.Duration
+		at     time.Time
+		want   bool
+	}{
+		"pending":        {entry("1", "", Pending), 0, now, true},
+		"verified":       {verified, 0, now.Add(1e6 * time.Hour), false},
+		"in time":        {verified, time.Hour, now.Add(time.Hour), false},
+		"too long ago":   {verified, time.Hour, now.Add(time.Hour + 1), true},
+		"checked since":  {checked, time.Hour, now.Add(2 * time.Hour), false},
+		"and not lately": {checked, time.Hour, now.Add(2*time.Hour + 1), true},
+		"obsolete":       {verified.MarkObsolete(now), time.Hour, now.Add(9 * time.Hour), false},
+	} {
+		if got := c.e.Unproved(c.within, c.at); got != c.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+}
+
+func TestRemove(t *testing.T) {
+	at := func(id string, state PacketState, verified bool, stored int) Entry {
+		e := entry(id, "", state)
+		e.Stored = now.Add(time.Duration(stored) * time.Minute)
+		if verified {
+			e.VerifiedAt = e.Stored
+		}
+		if state == Obsolete {
+			e.ObsoleteAt = now
+		}
+		return e
+	}
+	old, current, left := at("1", Obsolete, true, 0), at("2", Verified, true, 1), at("3", Obsolete, false, 2)
+	foreign := at("4", Verified, true, 9)
+	foreign.KeyID = "another machine"
+	imported := foreign
+	imported.KeyID, imported.Imported = "its own", true
+	held := old
+	held.Hold = true
+	purged := old
+	purged.State = Purged
+	for name, c := range map[string]struct {
+		e      Entry
+		life   Life
+		others []Entry
+		newest bool
+		want   error
+	}{
+		"replaced":                       {old, Life{}, []Entry{old, current}, false, nil},
+		"never finished":                 {left, Life{}, []Entry{old, current, left}, false, nil},
+		"held":                           {held, Life{}, []Entry{held, current}, true, ErrHeld},
+		"its group held":                 {old, Life{Hold: true}, []Entry{old, current}, true, ErrHeld},
+		"the newest":                     {current, Life{}, []Entry{old, current, left}, false, ErrNewest},
+		"the newest, named":              {current, Life{}, []Entry{old, current}, true, nil},
+		"the only one":                   {old, Life{}, []Entry{old}, false, ErrNewest},
+		"the last that was verified":     {old, Life{}, []Entry{old, left}, false, ErrNewest},
+		"only another machine has newer": {old, Life{}, []Entry{old, foreign}, false, ErrNewest},
+		"what is newer is gone":          {old, Life{}, []Entry{old, func() Entry { e := current; e.State = Purged; return e }()}, false, ErrNewest},
+		"an import, beside a machine's":  {imported, Life{}, []Entry{imported, current}, false, nil},
+		"an import, alone":               {imported, Life{}, []Entry{imported}, false, ErrNewest},
+		"a machine's, beside an import":  {current, Life{}, []Entry{imported, current}, false, ErrNewest},
+		"twice":                          {purged, Life{}, []Entry{purged, current}, true, ErrPurged},
+	} {
+		got, err := c.e.Remove(c.life, c.others, c.newest, now)
+		if !errors.Is(err, c.want) || (err == nil) != (got.State == Purged && got.PurgedAt.Equal(now)) && c.want != ErrPurged {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+}
+
+func TestPurgeDue(t *testing.T) {
+	life := Life{Retention: 24 * time.Hour}
+	e := entry("1", "", Verified).MarkObsolete(now)
+	held := e
+	held.Hold = true
+	for name, c := range map[string]struct {
+		e    Entry
+		life Life
+		at   time.Time
+		want bool
+	}{
+		"at once":        {e, life, now, false},
+		"just before":    {e, life, now.Add(24*time.Hour - 1), false},
+		"after":          {e, life, now.Add(24 * time.Hour), true},
+		"for ever":       {e, Life{}, now.Add(1e6 * time.Hour), false},
+		"held":           {held, life, now.Add(1e6 * time.Hour), false},
+		"its group held": {e, Life{Retention: time.Hour, Hold: true}, now.Add(1e6 * time.Hour), false},
+		"in use":         {entry("1", "", Verified), life, now.Add(1e6 * time.Hour), false},
+	} {
+		if got := c.e.PurgeDue(c.life, c.at); got != c.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+}
+
+func TestLives(t *testing.T) {
+	lives := Lives{"": {Retention: time.Hour}, "servers": {Lifetime: time.Hour}}
+	if lives.Of("laptops").Retention != time.Hour || lives.Of("servers").Retention != 0 || lives.Of("servers").Lifetime != time.Hour || (Lives)(nil).Of("x") != (Life{}) {
+		t.Errorf("%v", lives)
+	}
+	if !lives.Purges() || (Lives{"servers": lives["servers"]}).Purges() {
+		t.Error("who purges")
+	}
+	for life, ok := range map[Life]bool{
+		{}: true, {Lifetime: time.Hour, Retention: time.Hour}: true, {Lifetime: time.Minute}: false, {Retention: time.Hour - 1}: false, {Lifetime: -time.Hour}: false,
+	} {
+		if err := life.Check(); ok != (err == nil) || !ok && !errors.Is(err, ErrLife) {
+			t.Errorf("%+v: %v", life, err)
+		}
+	}
+}
