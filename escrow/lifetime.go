@@ -70,8 +70,6 @@ type Entry struct {
 	Stored       time.Time      `json:"stored"`
 	State        PacketState    `json:"state"`
 	VerifiedAt   time.Time      `json:"verified_at,omitzero"`
-	// CheckedAt is when the machine last said that its volume still is as proved.
-	CheckedAt time.Time `json:"checked_at,omitzero"`
 	// ExpiredAt is when somebody said that its secrets may be known to others.
 	ExpiredAt  time.Time `json:"expired_at,omitzero"`
 	ObsoleteAt time.Time `json:"obsolete_at,omitzero"`
@@ -296,7 +294,8 @@ func (e Entry) Expire(now time.Time) (Entry, error) {
 }
 
 // Unproved reports whether a packet that is in use was never proved to open its
-// volume, or, with within over 0, not in that time.
+// volume, or its machine found last that it does not, or, with within over 0, it
+// was not proved in that time.
 func (e Entry) Unproved(within time.Duration, now time.Time) bool {
 	switch e.State {
 	case Pending:
@@ -306,7 +305,7 @@ func (e Entry) Unproved(within time.Duration, now time.Time) bool {
 		if e.CheckedAt.After(last) {
 			last = e.CheckedAt
 		}
-		return within > 0 && last.Before(now.Add(-within))
+		return e.CheckFailed != "" || within > 0 && last.Before(now.Add(-within))
 	}
 	return false
 }

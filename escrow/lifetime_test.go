@@ -159,6 +159,8 @@ func TestUnproved(t *testing.T) {
 	verified.VerifiedAt = now
 	checked := verified
 	checked.CheckedAt = now.Add(time.Hour)
+	failed := checked
+	failed.CheckFailed = "keyslot 3 is gone"
 	for name, c := range map[string]struct {
 		e      Entry
 		within time.Duration
@@ -170,6 +172,7 @@ func TestUnproved(t *testing.T) {
 		"in time":        {verified, time.Hour, now.Add(time.Hour), false},
 		"too long ago":   {verified, time.Hour, now.Add(time.Hour + 1), true},
 		"checked since":  {checked, time.Hour, now.Add(2 * time.Hour), false},
+		"found wrong":    {failed, 0, now, true},
 		"and not lately": {checked, time.Hour, now.Add(2*time.Hour + 1), true},
 		"obsolete":       {verified.MarkObsolete(now), time.Hour, now.Add(9 * time.Hour), false},
 	} {

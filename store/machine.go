@@ -12,6 +12,7 @@ import (
 const (
 	machineBucket = "machine"         // key ID: unlock.Machine
 	runningBucket = "machine-running" // blind running key ID: key ID
+	nameBucket    = "machine-name"    // blind name, key ID: empty
 	blobBucket    = "blob"            // blind key ID, blind volume UUID: sealed blob
 	pendingBucket = "blob-pending"    // the same
 )
@@ -34,6 +35,9 @@ func (tx *Tx) MachineByRunning(id identity.KeyID) (unlock.Machine, error) {
 // running identity that another machine has is ErrExists.
 func (tx *Tx) PutMachine(machine unlock.Machine) error {
 	if err := tx.moveRunning(machine); err != nil {
+		return err
+	}
+	if err := tx.moveName(machine); err != nil {
 		return err
 	}
 	tx.changed = append(tx.changed, string(machine.KeyID))
@@ -74,6 +78,41 @@ func (tx *Tx) moveRunning(machine unlock.Machine) error {
 	return tx.unclaim(runningBucket, string(old.RunningKeyID))
 }
 
+// moveName takes the name that the machine had out of the index, and puts in
+// that which it gets.
+func (tx *Tx) moveName(machine unlock.Machine) error {
+	if tx.has(machineBucket, []byte(machine.KeyID)) {
+		old, err := tx.Machine(machine.KeyID)
+		if err != nil {
+			return err
+		}
+		if old.Name == machine.Name {
+			return nil
+		}
+		if err := tx.delete(nameBucket, tx.nameKey(old)); err != nil {
+			return err
+		}
+	}
+	return tx.put(nameBucket, tx.nameKey(machine), nil)
+}
+
+func (tx *Tx) nameKey(machine unlock.Machine) []byte {
+	return append(tx.sealer.blind(nameBucket, machine.Name), machine.KeyID...)
+}
+
+// MachinesNamed returns the key IDs of the machines that have a name.
+func (tx *Tx) MachinesNamed(name string) ([]identity.KeyID, error) {
+	var ids []identity.KeyID
+	prefix := tx.sealer.blind(nameBucket, name)
+	for key, err := range tx.keys(nameBucket, prefix) {
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, identity.KeyID(key[len(prefix):]))
+	}
+	return ids, nil
+}
+
 // DeleteMachine removes a machine and its blobs. Its packets stay.
 func (tx *Tx) DeleteMachine(id identity.KeyID) error {
 	machine, err := tx.Machine(id)
@@ -88,14 +127,31 @@ func (tx *Tx) DeleteMachine(id identity.KeyID) error {
 	if err := tx.DeleteBlobs(id); err != nil {
 		return err
 	}
+	if err := tx.delete(nameBucket, tx.nameKey(machine)); err != nil {
+		return err
+	}
 	tx.changed = append(tx.changed, string(id))
 	return tx.delete(machineBucket, []byte(id))
 }
 
 // Machines goes through all machines in the order of their key IDs. An error
 // is the last thing it gives.
-func (tx *Tx) Machines() iter.Seq2[unlock.Machine, error] {
-	return allJSON[unlock.Machine](tx, machineBucket)
+func (tx *Tx) Machines() iter.Seq2[unlock.Machine, error] { return tx.MachinesAfter("") }
+
+// MachinesAfter is Machines for those after a key ID.
+func (tx *Tx) MachinesAfter(after identity.KeyID) iter.Seq2[unlock.Machine, error] {
+	return jsonAfter[unlock.Machine](tx, machineBucket, []byte(after))
+}
+
+// MachineIDs goes through the key IDs of all machines, without opening any.
+func (tx *Tx) MachineIDs() iter.Seq2[identity.KeyID, error] {
+	return func(yield func(identity.KeyID, error) bool) {
+		for key, err := range tx.keys(machineBucket, nil) {
+			if !yield(identity.KeyID(key), err) || err != nil {
+				return
+			}
+		}
+	}
 }
 
 // A volume of a machine has an active blob, which is what a booting machine is

@@ -3,6 +3,8 @@ package store
 import (
 	"errors"
 	"time"
+
+	"mandos-escrow/escrow"
 )
 
 const metaBucket = "meta" // name: a value of the whole server
@@ -28,6 +30,8 @@ var (
 	// MasterPrivate is the master key's private half, armored, under its
 	// passphrase; empty when the key was made elsewhere.
 	MasterPrivate = Value[[]byte]{"master-private"}
+	// Lives are how long packets live and are kept, by group.
+	Lives = Value[escrow.Lives]{"lives"}
 	// MasterExported is when the private half was last put away; zero: never.
 	MasterExported = Value[time.Time]{"master-exported"}
 )

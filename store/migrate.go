@@ -22,8 +22,8 @@ const (
 // sealedBuckets are all buckets but schemaBucket.
 var sealedBuckets = []string{
 	metaBucket, auditBucket,
-	machineBucket, runningBucket, blobBucket, pendingBucket,
-	entryBucket, bytesBucket, packetMachineBucket, packetVolumeBucket,
+	machineBucket, runningBucket, nameBucket, blobBucket, pendingBucket,
+	entryBucket, bytesBucket, packetMachineBucket, packetVolumeBucket, packetWordBucket, packetBriefBucket,
 	requestBucket,
 	tokenBucket, tokenSecretBucket,
 	adminBucket, adminKeyBucket, adminInviteBucket,
@@ -35,7 +35,34 @@ type migration func(*Tx) error
 
 // migrations take a store from schema 1 to 2, from 2 to 3, and so on: the
 // schema that this program writes is one more than their number.
-var migrations []migration
+var migrations = []migration{indexForLists}
+
+// indexForLists makes schema 2: machines are found by name, packets by words,
+// and lists go through briefs.
+func indexForLists(tx *Tx) error {
+	for machine, err := range tx.Machines() {
+		if err == nil {
+			err = tx.put(nameBucket, tx.nameKey(machine), nil)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for entry, err := range tx.Entries() {
+		if err != nil {
+			return err
+		}
+		for _, place := range tx.packetPlaces(entry) {
+			if err := tx.put(place.bucket, place.key, nil); err != nil {
+				return err
+			}
+		}
+		if err := tx.put(packetBriefBucket, []byte(entry.ID), encodeBrief(entry)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // initialize makes a store of the newest schema in a new file.
 func initialize(path string, key []byte) error {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -168,13 +169,16 @@ func TestPackets(t *testing.T) {
 		do    func(*Tx) error
 		error error
 	}{
-		"same ID":       {func(tx *Tx) error { return tx.PutPacket(first, data) }, ErrExists},
-		"other bytes":   {func(tx *Tx) error { e := first; e.ID = "p4"; return tx.PutPacket(e, data2) }, ErrDamaged},
-		"unknown entry": {func(tx *Tx) error { e := first; e.ID = "p4"; return tx.PutEntry(e) }, ErrNotFound},
-		"other machine": {func(tx *Tx) error { e := first; e.KeyID = keyID(9); return tx.PutEntry(e) }, ErrExists},
-		"other volume":  {func(tx *Tx) error { e := first; e.Volume.UUID = "u9"; return tx.PutEntry(e) }, ErrExists},
-		"other digest":  {func(tx *Tx) error { e := first; e.Digest = second.Digest; return tx.PutEntry(e) }, ErrExists},
-		"delete":        {func(tx *Tx) error { return tx.DeletePacket("p4") }, ErrNotFound},
+		"same ID":        {func(tx *Tx) error { return tx.PutPacket(first, data) }, ErrExists},
+		"other bytes":    {func(tx *Tx) error { e := first; e.ID = "p4"; return tx.PutPacket(e, data2) }, ErrDamaged},
+		"unknown entry":  {func(tx *Tx) error { e := first; e.ID = "p4"; return tx.PutEntry(e) }, ErrNotFound},
+		"other machine":  {func(tx *Tx) error { e := first; e.KeyID = keyID(9); return tx.PutEntry(e) }, ErrExists},
+		"other volume":   {func(tx *Tx) error { e := first; e.Volume.UUID = "u9"; return tx.PutEntry(e) }, ErrExists},
+		"other digest":   {func(tx *Tx) error { e := first; e.Digest = second.Digest; return tx.PutEntry(e) }, ErrExists},
+		"other name":     {func(tx *Tx) error { e := first; e.Machine = "x"; return tx.PutEntry(e) }, ErrExists},
+		"purged by hand": {func(tx *Tx) error { e := first; e.State = escrow.Purged; return tx.PutEntry(e) }, ErrExists},
+		"purge unknown":  {func(tx *Tx) error { return tx.PurgePacket(escrow.Entry{ID: "p4", State: escrow.Purged}) }, ErrNotFound},
+		"purge in use":   {func(tx *Tx) error { return tx.PurgePacket(first) }, escrow.ErrState},
 	} {
 		t.Run(name, func(t *testing.T) { want(t, s.Update(audited(refused.do)), refused.error) })
 	}
@@ -194,14 +198,117 @@ func TestPackets(t *testing.T) {
 		equal(t, count, err, 0)
 		return nil
 	})
-	change(t, s, func(tx *Tx) error { return tx.DeletePacket("p1") })
+	first.State, first.PurgedAt = escrow.Purged, testNow
+	change(t, s, func(tx *Tx) error { return tx.PurgePacket(first) })
+	want(t, s.Update(audited(func(tx *Tx) error { return tx.PurgePacket(first) })), escrow.ErrState)
+	other, otherData := testPacket("p1", keyID(1), "u1", "packet four")
+	want(t, s.Update(audited(func(tx *Tx) error { return tx.PutPacket(other, otherData) })), ErrExists)
 	view(t, s, func(tx *Tx) error {
 		_, _, err := tx.Packet("p1")
-		want(t, err, ErrNotFound)
+		want(t, err, escrow.ErrPurged)
+		equal(t, tx.has(bytesBucket, []byte("p1")), nil, false)
 		equal(t, collect(t, tx.EntriesOf(keyID(1))), nil, []escrow.Entry{second})
-		equal(t, collect(t, tx.EntriesOfVolume("u1")), nil, []escrow.Entry{third})
+		equal(t, collect(t, tx.EntriesOfVolume("u1")), nil, []escrow.Entry{first, third})
+		equal(t, collect(t, tx.EntriesFrom("p1")), nil, []escrow.Entry{first})
+		count, err := tx.CountPackets(keyID(1))
+		equal(t, count, err, 1)
+		return tx.checkPackets()
+	})
+	first.State, first.PurgedAt = escrow.Pending, time.Time{}
+	change(t, s, func(tx *Tx) error { return tx.PutPacket(first, data) })
+	view(t, s, func(tx *Tx) error {
+		entry, got, err := tx.Packet("p1")
+		equal(t, entry, err, first)
+		equal(t, string(got), nil, string(data))
+		equal(t, collect(t, tx.EntriesOf(keyID(1))), nil, []escrow.Entry{first, second})
+		return tx.checkPackets()
+	})
+}
+
+// What lists go by is what the entry says, whenever it is written.
+func TestBriefs(t *testing.T) {
+	s := newStore(t)
+	var all []escrow.Entry
+	for n := range 5 {
+		entry, data := testPacket(fmt.Sprint("p", n), keyID(n%2), "u", fmt.Sprint("packet ", n))
+		entry.Group, entry.Machine = fmt.Sprint("group ", n), "m"
+		change(t, s, func(tx *Tx) error { return tx.PutPacket(entry, data) })
+		entry.State, entry.VerifiedAt, entry.CheckedAt = escrow.Verified, testNow, testNow.Add(time.Nanosecond)
+		entry.ExpiredAt, entry.ObsoleteAt, entry.PurgedAt, entry.ReencryptSince = testNow.Add(1), testNow.Add(2), testNow.Add(3), testNow.Add(4)
+		entry.Hold = n == 1
+		if n == 2 {
+			entry = entry.Reveal(escrow.ForVolumeKey, testNow)
+		}
+		change(t, s, func(tx *Tx) error { return tx.PutEntry(entry) })
+		if n == 4 {
+			entry.CheckedAt, entry.CheckFailed = testNow.Add(time.Hour), "it is gone"
+			if err := s.Update(func(tx *Tx) error { return tx.DateEntry(entry.ID, entry.CheckedAt, entry.CheckFailed) }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		all = append(all, entry)
+	}
+	view(t, s, func(tx *Tx) error {
+		for start := range all {
+			after := ""
+			if start > 0 {
+				after = all[start-1].ID
+			}
+			briefs := collect(t, tx.Briefs(after))
+			equal(t, len(briefs), nil, len(all)-start)
+			for n, brief := range briefs {
+				entry := all[start+n]
+				wanted := escrow.Entry{
+					ID: entry.ID, KeyID: entry.KeyID, Group: entry.Group, State: entry.State, Hold: entry.Hold, Stored: entry.Stored, VerifiedAt: entry.VerifiedAt,
+					CheckedAt: entry.CheckedAt, ExpiredAt: entry.ExpiredAt, ObsoleteAt: entry.ObsoleteAt, PurgedAt: entry.PurgedAt, ReencryptSince: entry.ReencryptSince,
+				}
+				if entry.CheckFailed != "" {
+					wanted.CheckFailed = "its entry says why"
+				}
+				if len(entry.RevealedAt) > 0 {
+					wanted.RevealedAt = map[string]time.Time{escrow.ForVolumeKey: time.Unix(0, 0).UTC()}
+				}
+				equal(t, brief, nil, wanted)
+			}
+		}
+		equal(t, collect(t, tx.EntriesByWord("m")), nil, all)
+		equal(t, len(collect(t, tx.EntriesByWord(string(keyID(1)[:5])))), nil, 2)
 		return nil
 	})
+	if _, err := decodeBrief(make([]byte, briefSize-1)); !errors.Is(err, ErrDamaged) {
+		t.Error(err)
+	}
+	if _, err := decodeBrief(bytes.Repeat([]byte{9}, briefSize)); !errors.Is(err, ErrDamaged) {
+		t.Error(err)
+	}
+}
+
+func TestMachineNames(t *testing.T) {
+	s := newStore(t)
+	one, two := testMachine(1), testMachine(2)
+	two.Name = one.Name
+	change(t, s, func(tx *Tx) error { return errors.Join(tx.PutMachine(one), tx.PutMachine(two)) })
+	named := func(name string, wanted int) {
+		t.Helper()
+		view(t, s, func(tx *Tx) error {
+			ids, err := tx.MachinesNamed(name)
+			equal(t, len(ids), err, wanted)
+			return nil
+		})
+	}
+	named(one.Name, 2)
+	two.Name = "renamed"
+	change(t, s, func(tx *Tx) error { return tx.PutMachine(two) })
+	named(one.Name, 1)
+	named("renamed", 1)
+	view(t, s, func(tx *Tx) error {
+		all := collect(t, tx.Machines())
+		equal(t, collect(t, tx.MachinesAfter(all[0].KeyID)), nil, all[1:])
+		equal(t, collect(t, tx.MachineIDs()), nil, []identity.KeyID{all[0].KeyID, all[1].KeyID})
+		return nil
+	})
+	change(t, s, func(tx *Tx) error { return tx.DeleteMachine(two.KeyID) })
+	named("renamed", 0)
 }
 
 func TestRequests(t *testing.T) {

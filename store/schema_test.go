@@ -14,6 +14,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 
+	"mandos-escrow/internal/identity"
 	"mandos-escrow/recovery"
 )
 
@@ -80,6 +81,11 @@ func checkEverything(t *testing.T, s *Store, text string) {
 		id := keyID(1)
 		_, packet, err := tx.Packet("packet-1")
 		equal(t, string(packet), err, text)
+		equal(t, collect(t, tx.EntriesByWord(string(id[:6]))), nil, collect(t, tx.Entries()))
+		equal(t, len(collect(t, tx.Briefs(""))), nil, 1)
+		named, err := tx.MachinesNamed(text)
+		equal(t, named, err, []identity.KeyID{id})
+		equal(t, tx.checkPackets(), nil, nil)
 		blob, err := tx.Blob(id, text)
 		equal(t, string(blob), err, text)
 		blob, err = tx.PendingBlob(id, text)
@@ -129,10 +135,10 @@ func TestMigrate(t *testing.T) {
 		error error
 		name  string
 	}{
-		"none due":     {nil, nil, "x"},
-		"one":          {[]migration{rename}, nil, "renamed"},
-		"two":          {[]migration{rename, func(*Tx) error { return nil }}, nil, "renamed"},
-		"second fails": {[]migration{rename, func(*Tx) error { return fail }}, fail, "x"},
+		"none due":     {migrations, nil, "x"},
+		"one":          {append(migrations[:len(migrations):len(migrations)], rename), nil, "renamed"},
+		"two":          {append(migrations[:len(migrations):len(migrations)], rename, func(*Tx) error { return nil }), nil, "renamed"},
+		"second fails": {append(migrations[:len(migrations):len(migrations)], rename, func(*Tx) error { return fail }), fail, "x"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			origin := newStore(t)
@@ -142,7 +148,7 @@ func TestMigrate(t *testing.T) {
 			s, err := open(path, testKey, c.steps)
 			want(t, err, c.error)
 			if c.error != nil { // nothing of it happened: the old program still works
-				if s, err = open(path, testKey, nil); err != nil {
+				if s, err = open(path, testKey, migrations); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -154,7 +160,7 @@ func TestMigrate(t *testing.T) {
 					t.Error(err)
 				}
 				head, err := tx.VerifyAudit()
-				migrated := c.error == nil && len(c.steps) > 0
+				migrated := c.error == nil && len(c.steps) > len(migrations)
 				equal(t, head.Seq == 3, err, migrated)
 				return nil
 			})

@@ -1,11 +1,14 @@
 package store
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 
 	bolt "go.etcd.io/bbolt"
+
+	"mandos-escrow/escrow"
 )
 
 // compactStep is how much one transaction of a snapshot copies, in bytes.
@@ -143,8 +146,15 @@ func (tx *Tx) checkPackets() error {
 		if err != nil {
 			return err
 		}
-		if _, _, err := tx.Packet(entry.ID); err != nil {
+		if _, _, err := tx.Packet(entry.ID); err != nil && (entry.State != escrow.Purged || !errors.Is(err, escrow.ErrPurged)) {
 			return err
+		}
+		brief, err := tx.get(packetBriefBucket, []byte(entry.ID))
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(brief, encodeBrief(entry)) {
+			return fmt.Errorf("store: packet %s: %w: its brief says otherwise than its entry", entry.ID, ErrDamaged)
 		}
 		for _, place := range tx.packetPlaces(entry) {
 			if !tx.has(place.bucket, place.key) {

@@ -97,9 +97,14 @@ func (tx *Tx) note(verb, bucket string, key []byte, err error) error {
 // may change the bucket: each step looks up its place again. On damaged pages
 // that could lead back; it is an error then, and the last thing it gives.
 func (tx *Tx) keys(bucket string, prefix []byte) iter.Seq2[[]byte, error] {
+	return tx.keysFrom(bucket, prefix, prefix)
+}
+
+// keysFrom is keys from the place start on.
+func (tx *Tx) keysFrom(bucket string, prefix, start []byte) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
 		cursor := tx.bolt.Bucket([]byte(bucket)).Cursor()
-		key, _ := cursor.Seek(prefix)
+		key, _ := cursor.Seek(start)
 		var here []byte
 		for key != nil && bytes.HasPrefix(key, prefix) {
 			if here != nil && bytes.Compare(key, here) <= 0 {
@@ -138,9 +143,15 @@ func putJSON[T any](tx *Tx, bucket string, key []byte, value T) error {
 }
 
 // allJSON goes through a bucket in the order of its keys; an error ends it.
-func allJSON[T any](tx *Tx, bucket string) iter.Seq2[T, error] {
+func allJSON[T any](tx *Tx, bucket string) iter.Seq2[T, error] { return jsonAfter[T](tx, bucket, nil) }
+
+// jsonAfter is allJSON for the keys after one.
+func jsonAfter[T any](tx *Tx, bucket string, after []byte) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
-		for key, err := range tx.keys(bucket, nil) {
+		for key, err := range tx.keysFrom(bucket, nil, after) {
+			if len(after) > 0 && bytes.Equal(key, after) {
+				continue
+			}
 			var value T
 			if err == nil {
 				value, err = getJSON[T](tx, bucket, key)
