@@ -24,6 +24,7 @@ const (
 	briefPassphrase
 	briefVolumeKey
 	briefFailed
+	briefImported
 )
 
 // briefStates must not change their order.
@@ -49,6 +50,9 @@ func encodeBrief(e escrow.Entry) []byte {
 	}
 	if e.CheckFailed != "" {
 		out[1] |= briefFailed
+	}
+	if e.Imported {
+		out[1] |= briefImported
 	}
 	for flag, payload := range briefPayloads {
 		if _, released := e.RevealedAt[payload]; released {
@@ -78,6 +82,7 @@ func decodeBrief(data []byte) (e escrow.Entry, err error) {
 	if data[1]&briefFailed != 0 {
 		e.CheckFailed = "its entry says why"
 	}
+	e.Imported = data[1]&briefImported != 0
 	for flag, payload := range briefPayloads {
 		if data[1]&flag != 0 {
 			e = e.Reveal(payload, time.Unix(0, 0))

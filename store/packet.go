@@ -229,7 +229,7 @@ func (tx *Tx) EntriesByWord(word string) iter.Seq2[escrow.Entry, error] {
 
 // Briefs goes through all packets after the ID that is given, in the order of
 // their IDs, and gives of each entry only what rules are about: ID, KeyID,
-// Group, State, Hold, the times, and which payloads were released. It takes a
+// Group, State, Hold, Imported, the times, and which payloads were released. It takes a
 // tenth of the time that Entries takes.
 func (tx *Tx) Briefs(after string) iter.Seq2[escrow.Entry, error] {
 	return func(yield func(escrow.Entry, error) bool) {

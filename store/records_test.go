@@ -235,7 +235,7 @@ func TestBriefs(t *testing.T) {
 		change(t, s, func(tx *Tx) error { return tx.PutPacket(entry, data) })
 		entry.State, entry.VerifiedAt, entry.CheckedAt = escrow.Verified, testNow, testNow.Add(time.Nanosecond)
 		entry.ExpiredAt, entry.ObsoleteAt, entry.PurgedAt, entry.ReencryptSince = testNow.Add(1), testNow.Add(2), testNow.Add(3), testNow.Add(4)
-		entry.Hold = n == 1
+		entry.Hold, entry.Imported = n == 1, n == 3
 		if n == 2 {
 			entry = entry.Reveal(escrow.ForVolumeKey, testNow)
 		}
@@ -259,7 +259,7 @@ func TestBriefs(t *testing.T) {
 			for n, brief := range briefs {
 				entry := all[start+n]
 				wanted := escrow.Entry{
-					ID: entry.ID, KeyID: entry.KeyID, Group: entry.Group, State: entry.State, Hold: entry.Hold, Stored: entry.Stored, VerifiedAt: entry.VerifiedAt,
+					ID: entry.ID, KeyID: entry.KeyID, Group: entry.Group, State: entry.State, Hold: entry.Hold, Imported: entry.Imported, Stored: entry.Stored, VerifiedAt: entry.VerifiedAt,
 					CheckedAt: entry.CheckedAt, ExpiredAt: entry.ExpiredAt, ObsoleteAt: entry.ObsoleteAt, PurgedAt: entry.PurgedAt, ReencryptSince: entry.ReencryptSince,
 				}
 				if entry.CheckFailed != "" {

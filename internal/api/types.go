@@ -21,6 +21,7 @@ const Protocol = "http/1.1"
 const (
 	MaxBody = 2 << 20 // of a request
 	MaxName = 100     // of a machine, an administrator, a group
+	MaxPage = 1000    // items of a list in one reply
 )
 
 // Status is what a server says of itself.
@@ -45,6 +46,9 @@ type Status struct {
 	Machines     int            `json:"machines"`
 	Packets      int            `json:"packets"`
 	OpenRequests int            `json:"open_requests"`
+	Unproved     int            `json:"machines_unverified"` // machines without a verified packet
+	RotateDue    int            `json:"rotate_due"`          // packets whose recovery passphrase is to be replaced
+	ReencryptDue int            `json:"reencrypt_due"`       // packets of volumes whose volume key is known to others
 }
 
 // Policy is the current policy and the keys that it names.
@@ -100,6 +104,9 @@ type MachineVolume struct {
 	// Blob: the sealed blob itself is there. Boot says that it is to be.
 	Blob bool `json:"blob,omitempty"`
 }
+
+// RotateDue reports whether the recovery passphrase is to be replaced.
+func (v MachineVolume) RotateDue() bool { return v.Revealed || v.Expired }
 
 // Verify is what a machine found when it verified its volumes.
 type Verify struct {
@@ -160,8 +167,53 @@ type MachineSettings struct {
 
 // Packet is a packet as lists show it: never a secret, sealed or not.
 type Packet struct {
-	escrow.Entry
-	Verified bool `json:"verified"`
+	escrow.Entry          // its State as escrow.Entry.Shown says it
+	Verified     bool     `json:"verified"`
+	Held         bool     `json:"held"`          // by its own hold or its group's
+	Due          []string `json:"due,omitempty"` // DueRotate, DueReencrypt
+}
+
+// What a packet may be due for.
+const (
+	DueRotate    = "rotate"     // a new recovery passphrase, and a packet with it
+	DueReencrypt = "re-encrypt" // a new volume key
+)
+
+// Life is how long the packets of a group live and are kept; of "", those of
+// groups without their own. Zero is for ever.
+type Life struct {
+	Group     string          `json:"group"`
+	Lifetime  unlock.Duration `json:"lifetime"`
+	Retention unlock.Duration `json:"retention"`
+	Hold      bool            `json:"hold"`
+}
+
+// SetLife changes a Life; nil leaves a setting as it is. Inherit removes the
+// group's own settings.
+type SetLife struct {
+	Group     string           `json:"group,omitempty"`
+	Lifetime  *unlock.Duration `json:"lifetime,omitempty"`
+	Retention *unlock.Duration `json:"retention,omitempty"`
+	Hold      *bool            `json:"hold,omitempty"`
+	Inherit   bool             `json:"inherit,omitempty"`
+}
+
+// Expire names packets whose secrets others may know: one of the three.
+type Expire struct {
+	Packet  string `json:"packet,omitempty"`
+	Machine string `json:"machine,omitempty"`
+	Group   string `json:"group,omitempty"`
+}
+
+// Expired is how many packets expired.
+type Expired struct {
+	Packets int `json:"packets"`
+}
+
+// Delete names the packet once more.
+type Delete struct {
+	ID     string `json:"id"`
+	Newest bool   `json:"newest,omitempty"` // although it is the newest of its volume
 }
 
 // Import is a packet that an administrator brings. Proved: its secrets were

@@ -209,7 +209,14 @@ func (s *site) entries(t *testing.T, machine identity.KeyID, uuid string) map[es
 // lose makes the server forget a packet.
 func (s *site) lose(t *testing.T, id string) {
 	t.Helper()
-	s.update(t, func(tx *store.Tx) error { return tx.DeletePacket(id) })
+	s.update(t, func(tx *store.Tx) error {
+		e, err := tx.Entry(id)
+		if err != nil {
+			return err
+		}
+		e.State = escrow.Purged
+		return tx.PurgePacket(e)
+	})
 }
 
 // open opens a packet as its only trustee can.

@@ -38,7 +38,7 @@ func (e *enrolment) enrollVolume(ctx context.Context, v *volume) (Result, error)
 			if err != nil || !e.revealed() || v.opener == nil {
 				return r, err
 			}
-			e.Progress("%s: its recovery passphrase was revealed, so it gets a new one", v.device)
+			e.Progress("%s: its recovery passphrase was revealed, or expired, so it gets a new one", v.device)
 		case v.complete() && (finished && sameKind || begun && !finished || e.merged() || !v.users):
 			r, err := e.resume(ctx, v, owed)
 			if err != nil || sameKind {
@@ -96,7 +96,7 @@ func (e *enrolment) newestHeld(j *journal) (packet string) {
 }
 
 func (e *enrolment) revealed() bool {
-	return slices.ContainsFunc(e.present(), func(p *peer) bool { return p.held.Revealed })
+	return slices.ContainsFunc(e.present(), func(p *peer) bool { return p.held.RotateDue() })
 }
 
 // digestOf is a packet's, as its journal has it.

@@ -58,7 +58,7 @@ func auditActions(t *testing.T) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	action := regexp.MustCompile(`"((?:server|backup|master|admin|token|machine|packet|recover|rescue|boot|alarm)\.[a-z.]+)"`)
+	action := regexp.MustCompile(`"((?:server|backup|master|admin|token|machine|packet|recover|rescue|boot|alarm|policy)\.[a-z.]+)"`)
 	var found []string
 	for _, path := range paths {
 		if strings.HasSuffix(path, "_test.go") {

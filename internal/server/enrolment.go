@@ -76,15 +76,8 @@ func staysDisabled(tx *store.Tx, id identity.KeyID) (string, error) {
 // namesakes counts the other machines that have a machine's name: it is a
 // label, and may stand twice, but people should know.
 func namesakes(tx *store.Tx, reg *api.Registration) (n int, err error) {
-	for m, err := range tx.Machines() {
-		if err != nil {
-			return 0, err
-		}
-		if m.Name == reg.Name && m.KeyID != reg.Boot.KeyID() {
-			n++
-		}
-	}
-	return n, nil
+	ids, err := tx.MachinesNamed(reg.Name)
+	return len(slices.DeleteFunc(ids, func(id identity.KeyID) bool { return id == reg.Boot.KeyID() })), err
 }
 
 func (s *Server) register(tx *store.Tx, c call, reg *api.Registration, token store.Token) error {
@@ -125,6 +118,10 @@ func (s *Server) self(c call) (any, error) {
 		if err != nil {
 			return err
 		}
+		lives, err := store.Lives.Get(tx)
+		if err != nil {
+			return err
+		}
 		for _, e := range entries {
 			i := slices.IndexFunc(out, func(v api.MachineVolume) bool { return v.UUID == e.Volume.UUID })
 			if i < 0 {
@@ -135,7 +132,8 @@ func (s *Server) self(c call) (any, error) {
 			case escrow.Verified:
 				v.PacketID, v.Digest = e.ID, e.Digest
 				_, v.Revealed = e.RevealedAt[escrow.ForPassphrase]
-				_, v.Reencrypt = e.RevealedAt[escrow.ForVolumeKey]
+				v.Expired = e.IsExpired(lives.Of(e.Group), c.now)
+				v.Reencrypt = !e.ReencryptSince.IsZero()
 			case escrow.Pending:
 				v.Pending = e.ID
 			}
@@ -176,6 +174,9 @@ func oldestFirst(tx *store.Tx, id identity.KeyID) ([]escrow.Entry, error) {
 
 // upload keeps a packet and a blob until commit makes them count.
 func (s *Server) upload(c call) (any, error) {
+	if err := s.uploads.check(c.machine.KeyID, c.now); err != nil {
+		return nil, err
+	}
 	in, err := decode[api.Upload](c)
 	if err != nil {
 		return nil, err
@@ -206,7 +207,7 @@ func (s *Server) upload(c call) (any, error) {
 		if err := own.Accept(&packet.Header); err != nil {
 			return api.Errorf(api.CodeRefused, "refused: the packet is sealed under another policy than this server's, and not under one that holds all its trustees: the token is of an earlier policy or of another server: use a new token")
 		}
-		if old, err := tx.Entry(entry.ID); err == nil {
+		if old, err := tx.Entry(entry.ID); err == nil && old.State != escrow.Purged {
 			if old.Digest != entry.Digest || old.KeyID != entry.KeyID {
 				return api.Errorf(api.CodeConflict, "another packet has the id %s already", entry.ID)
 			}
@@ -300,9 +301,11 @@ func (s *Server) commit(c call) (any, error) {
 		}
 		switch boots := slices.Contains(m.Volumes, uuid); {
 		case entry.State == escrow.Pending:
-			if m, err = s.verify(tx, c, m, entry, in.Boot); err != nil {
+			if m, err = s.verify(tx, c, m, entry, in); err != nil {
 				return err
 			}
+		case entry.State == escrow.Purged:
+			return entry.Gone()
 		case entry.State == escrow.Obsolete:
 			return api.Errorf(api.CodeConflict, "packet %s was replaced by a newer one: run `mandos-escrow enroll` again", entry.ID)
 		case boots != in.Boot:
@@ -323,18 +326,18 @@ func (s *Server) commit(c call) (any, error) {
 
 // verify makes a pending packet, and the blob that came with it, those that
 // count.
-func (s *Server) verify(tx *store.Tx, c call, m unlock.Machine, entry escrow.Entry, boot bool) (unlock.Machine, error) {
+func (s *Server) verify(tx *store.Tx, c call, m unlock.Machine, entry escrow.Entry, in api.Commit) (unlock.Machine, error) {
 	entry, err := entry.Verify(c.now)
 	if err != nil {
+		return m, err
+	}
+	if entry, err = s.supersede(tx, c, entry, in.NewVolumeKey); err != nil {
 		return m, err
 	}
 	if err := tx.PutEntry(entry); err != nil {
 		return m, err
 	}
-	if err := s.supersede(tx, c, entry); err != nil {
-		return m, err
-	}
-	return activate(tx, m, entry.Volume.UUID, boot)
+	return activate(tx, m, entry.Volume.UUID, in.Boot)
 }
 
 // activate makes the uploaded blob the one that is released, or takes the
@@ -354,15 +357,16 @@ func activate(tx *store.Tx, m unlock.Machine, uuid string, boot bool) (unlock.Ma
 	return m, tx.ActivateBlob(m.KeyID, uuid)
 }
 
-// supersede marks the packet that the new one names. When a verified packet of
-// the volume is there that it does not name, this machine's or another's, then
-// somebody enrolled a copy: both are held, and an alarm stands in the log. An
-// import is no sign of that, and stays what it is.
-func (s *Server) supersede(tx *store.Tx, c call, entry escrow.Entry) error {
+// supersede marks the packet that the new one names, and returns the new one
+// with what it takes over. When a verified packet of the volume is there that it
+// does not name, this machine's or another's, then somebody enrolled a copy:
+// both are held, and an alarm stands in the log. An import is no sign of that,
+// and stays what it is.
+func (s *Server) supersede(tx *store.Tx, c call, entry escrow.Entry, newKey bool) (escrow.Entry, error) {
 	var others []escrow.Entry
 	for old, err := range tx.EntriesOfVolume(entry.Volume.UUID) {
 		if err != nil {
-			return err
+			return entry, err
 		}
 		if old.ID != entry.ID && old.State == escrow.Verified && !old.Imported {
 			others = append(others, old)
@@ -372,14 +376,18 @@ func (s *Server) supersede(tx *store.Tx, c call, entry escrow.Entry) error {
 		next, err := old.Replace(entry, c.now)
 		if err != nil {
 			if next, err = s.beside(tx, c, old, entry); err != nil {
-				return err
+				return entry, err
 			}
+			entry.Hold = entry.Hold || next.State == escrow.Verified
 		}
 		if err := tx.PutEntry(next); err != nil {
-			return err
+			return entry, err
+		}
+		if !newKey {
+			entry = entry.Inherit(old)
 		}
 	}
-	return nil
+	return entry, nil
 }
 
 // beside is what becomes of a verified packet that the new one of its volume

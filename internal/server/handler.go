@@ -32,6 +32,7 @@ type Server struct {
 	now      func() time.Time
 	started  time.Time
 	refusals refusals
+	uploads  uploads
 	caps     *caps
 	boots    sync.WaitGroup
 }
@@ -200,6 +201,12 @@ func (s *Server) translate(err error) error {
 	switch {
 	case err == nil || errors.As(err, &coded):
 		return err
+	case errors.Is(err, escrow.ErrPurged):
+		return api.Errorf(api.CodeNotFound, "%v", err)
+	case isAny(err, escrow.ErrHeld, escrow.ErrNewest):
+		return api.Errorf(api.CodeRefused, "refused: %v", err)
+	case errors.Is(err, escrow.ErrState):
+		return api.Errorf(api.CodeConflict, "%v", err)
 	case errors.Is(err, store.ErrNotFound):
 		return api.Errorf(api.CodeNotFound, "not found: %v", err)
 	case errors.Is(err, store.ErrExists):

@@ -32,7 +32,9 @@ func (s *Server) packetImport(c call) (any, error) {
 		if err != nil {
 			return err
 		}
-		out = listed(entry)
+		if out, err = listed(tx, entry, c.now); err != nil {
+			return err
+		}
 		detail := fmt.Sprintf("of machine %q, %s", entry.Machine, provedText(in.Proved))
 		return c.record(tx, store.Event{Action: "packet.import", Packet: entry.ID, Volume: entry.Volume.UUID, Detail: detail})
 	})
@@ -63,7 +65,7 @@ func importEntry(tx *store.Tx, c call, packet *escrow.Packet, in api.Import) (es
 	entry.Imported = true
 	old, err := tx.Entry(entry.ID)
 	switch {
-	case errors.Is(err, store.ErrNotFound):
+	case errors.Is(err, store.ErrNotFound), err == nil && old.State == escrow.Purged:
 		err = storeImport(tx, entry, in.Packet)
 	case err == nil && (old.Digest != entry.Digest || !old.Imported):
 		err = api.Errorf(api.CodeConflict, "another packet has the id %s already", entry.ID)
@@ -87,7 +89,7 @@ func storeImport(tx *store.Tx, entry escrow.Entry, data []byte) error {
 		if err != nil {
 			return err
 		}
-		if old.Imported {
+		if old.Imported && old.State != escrow.Purged {
 			count++
 		}
 	}

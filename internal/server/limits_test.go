@@ -47,7 +47,7 @@ func TestThousandAndFirstPacket(t *testing.T) {
 	s := newSite(t)
 	h := s.enroll("laptop7", siteVolume)
 	if err := s.server.store.Update(func(tx *store.Tx) error {
-		for n := range escrow.MaxPackets - 1 {
+		for n := range escrow.MaxPackets - 2 {
 			data := fmt.Appendf(nil, "packet %d", n)
 			sum := sha256.Sum256(data)
 			entry := escrow.Entry{ID: fmt.Sprintf("%032x", n), KeyID: h.boot.KeyID(), Volume: escrow.Volume{UUID: siteVolume}, Digest: hex.EncodeToString(sum[:]), Size: len(data), State: escrow.Pending}
@@ -60,13 +60,21 @@ func TestThousandAndFirstPacket(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := "/v1/self/volumes/" + siteVolume
+	if err := h.Call(t.Context(), "PUT", path, api.Upload{Packet: h.makePacket(s.policy(), siteVolume)}, nil); err != nil {
+		t.Errorf("the 1000th: %v", err)
+	}
 	err := h.Call(t.Context(), "PUT", path, api.Upload{Packet: h.makePacket(s.policy(), siteVolume)}, nil)
-	wantCode(t, "one more", err, api.CodeLimit)
+	wantCode(t, "the 1001st", err, api.CodeLimit)
 	if err == nil || !strings.Contains(err.Error(), "1000") {
 		t.Error(err)
 	}
 	if err := h.Call(t.Context(), "PUT", path, api.Upload{Packet: h.packet}, nil); err != nil {
 		t.Errorf("one that is there, again: %v", err)
+	}
+	gone := fmt.Sprintf("%032x", 7)
+	s.local("DELETE", "/v1/packets/"+gone, api.Delete{ID: gone}, nil)
+	if err := h.Call(t.Context(), "PUT", path, api.Upload{Packet: h.makePacket(s.policy(), siteVolume)}, nil); err != nil {
+		t.Errorf("in the place of a deleted one: %v", err)
 	}
 	other := s.enroll("laptop8", "1f1e2d3c-4b5a-4978-8695-a4b3c2d1e0ff")
 	if reply, _ := s.boot(other); !reply.Released {

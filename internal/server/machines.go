@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"mandos-escrow/internal/api"
+	"mandos-escrow/internal/identity"
 	"mandos-escrow/store"
 	"mandos-escrow/unlock"
 )
@@ -15,7 +16,11 @@ import (
 func (s *Server) machines(c call) (any, error) {
 	out := []api.Machine{}
 	word := c.FormValue("machine")
-	err := s.store.View(func(tx *store.Tx) error {
+	page, err := pageOf(c)
+	if err != nil {
+		return nil, err
+	}
+	err = s.store.View(func(tx *store.Tx) error {
 		if word != "" {
 			found, err := named(tx, api.Change{Machines: []string{word}})
 			if err == nil {
@@ -23,17 +28,22 @@ func (s *Server) machines(c call) (any, error) {
 			}
 			return err
 		}
-		for m, err := range tx.Machines() {
+		for m, err := range tx.MachinesAfter(identity.KeyID(page.after)) {
 			if err != nil {
 				return err
 			}
 			out = append(out, api.Machine{Machine: m, State: stateOf(m, c.now)})
+			if len(out) == page.limit {
+				break
+			}
 		}
 		return nil
 	})
-	slices.SortFunc(out, func(a, b api.Machine) int {
-		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.KeyID, b.KeyID))
-	})
+	if page.limit == 0 {
+		slices.SortFunc(out, func(a, b api.Machine) int {
+			return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.KeyID, b.KeyID))
+		})
+	}
 	return &out, err
 }
 
@@ -88,6 +98,9 @@ func (s *Server) changeOne(tx *store.Tx, c call, m unlock.Machine, in api.Change
 		if m, what, err = applySettings(m, *in.Set, c.now); err != nil {
 			return err
 		}
+		if err := regroup(tx, m); err != nil {
+			return err
+		}
 		if err := c.record(tx, store.Event{Action: "machine.set", Machine: string(m.KeyID), Detail: m.Name + ": " + strings.Join(what, ", ")}); err != nil {
 			return err
 		}
@@ -131,6 +144,24 @@ func (s *Server) changeOne(tx *store.Tx, c call, m unlock.Machine, in api.Change
 		}
 	}
 	return tx.PutMachine(m)
+}
+
+// regroup takes a machine's packets with it into its group: how long they are
+// kept goes by that.
+func regroup(tx *store.Tx, m unlock.Machine) error {
+	for e, err := range tx.EntriesOf(m.KeyID) {
+		if err != nil {
+			return err
+		}
+		if e.Group == m.Group {
+			continue
+		}
+		e.Group = m.Group
+		if err := tx.PutEntry(e); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func applySettings(m unlock.Machine, in api.MachineSettings, now time.Time) (unlock.Machine, []string, error) {
@@ -235,7 +266,10 @@ func lastBoot(m unlock.Machine) string {
 	return m.LastReleased.UTC().Format("2006-01-02 15:04")
 }
 
+// shortest is how much of an id or a UUID names something.
+const shortest = 4
+
 // isPrefix reports whether word is what or at least 4 characters of its start.
 func isPrefix(word, what string) bool {
-	return word == what || len(word) >= 4 && strings.HasPrefix(strings.ToLower(what), strings.ToLower(word))
+	return word == what || len(word) >= shortest && strings.HasPrefix(strings.ToLower(what), strings.ToLower(word))
 }

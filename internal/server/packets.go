@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 
@@ -15,32 +16,14 @@ import (
 	"mandos-escrow/store"
 )
 
-func (s *Server) packets(call) (any, error) {
-	out := []api.Packet{}
-	err := s.store.View(func(tx *store.Tx) error {
-		for e, err := range tx.Entries() {
-			if err != nil {
-				return err
-			}
-			out = append(out, listed(e))
-		}
-		return nil
-	})
-	slices.SortFunc(out, func(a, b api.Packet) int {
-		return cmp.Or(cmp.Compare(a.Machine, b.Machine), cmp.Compare(a.Volume.UUID, b.Volume.UUID), a.Stored.Compare(b.Stored), cmp.Compare(a.ID, b.ID))
-	})
-	return &out, err
-}
-
-func listed(e escrow.Entry) api.Packet {
-	return api.Packet{Entry: e, Verified: !e.VerifiedAt.IsZero()}
-}
-
 func (s *Server) packet(c call) (any, error) {
 	var out api.Packet
 	return &out, s.store.View(func(tx *store.Tx) error {
 		e, err := findPacket(tx, c.PathValue("id"))
-		out = listed(e)
+		if err != nil {
+			return err
+		}
+		out, err = listed(tx, e, c.now)
 		return err
 	})
 }
@@ -95,10 +78,15 @@ func (s *Server) changePacket(c call, action string, change func(*store.Tx, escr
 		if err != nil {
 			return err
 		}
+		if err := e.Gone(); err != nil {
+			return err
+		}
 		if e, err = change(tx, e); err != nil {
 			return err
 		}
-		out = listed(e)
+		if out, err = listed(tx, e, c.now); err != nil {
+			return err
+		}
 		if err := tx.PutEntry(e); err != nil {
 			return err
 		}
@@ -141,11 +129,21 @@ func findPacket(tx *store.Tx, word string) (escrow.Entry, error) {
 	if e, err := tx.Entry(word); err == nil {
 		return e, nil
 	}
-	return only(tx, "packet", word, func(e escrow.Entry) bool { return isPrefix(word, e.ID) }, func(e escrow.Entry) string { return e.ID })
+	found := map[string]escrow.Entry{}
+	if len(word) >= shortest {
+		for e, err := range tx.EntriesFrom(strings.ToLower(word)) {
+			if err != nil {
+				return escrow.Entry{}, err
+			}
+			found[e.ID] = e
+		}
+	}
+	return only("packet", word, found)
 }
 
 // findVolume finds the newest packet of a volume that is named by its UUID or
-// a prefix, its machine's name, or a key ID or a prefix.
+// a prefix, its machine's name, that of now or that in the packet, or a key ID
+// or a prefix.
 func findVolume(tx *store.Tx, word string) (escrow.Entry, error) {
 	if word == "" {
 		return escrow.Entry{}, api.Errorf(api.CodeUsage, "name a volume: its UUID or the beginning of it, its machine, or a key ID")
@@ -153,38 +151,64 @@ func findVolume(tx *store.Tx, word string) (escrow.Entry, error) {
 	if e, err := tx.Entry(word); err == nil { // whatever machines call themselves
 		return e, nil
 	}
-	e, err := only(tx, "volume", word, func(e escrow.Entry) bool {
-		return isPrefix(word, e.Volume.UUID) || e.Machine == word || isPrefix(word, string(e.KeyID))
-	}, func(e escrow.Entry) string { return e.Volume.UUID })
-	if api.CodeOf(err) == api.CodeNotFound {
+	entries, err := meant(tx, word, true, true)
+	if err != nil {
+		return escrow.Entry{}, err
+	}
+	found := map[string]escrow.Entry{}
+	for _, e := range ownFirst(entries) {
+		found[e.Volume.UUID] = e
+	}
+	if len(found) == 0 {
 		if e, err := findPacket(tx, word); err == nil { // the beginning of a packet's id
 			return e, nil
 		}
 	}
+	e, err := only("volume", word, found)
 	if err != nil {
 		return e, err
 	}
 	return newestOf(tx, e.Volume.UUID)
 }
 
-// only finds the one thing that fits; what tells things apart is their label.
-func only(tx *store.Tx, kind, word string, fits func(escrow.Entry) bool, label func(escrow.Entry) string) (escrow.Entry, error) {
-	var fitting []escrow.Entry
-	for e, err := range tx.Entries() {
-		if err != nil {
-			return escrow.Entry{}, err
-		}
-		if fits(e) {
-			fitting = append(fitting, e)
-		}
-	}
-	if kind == "volume" {
-		fitting = ownFirst(fitting)
-	}
+// meant are the packets of the machines, of the volumes, or of both that a word
+// means, in the order of their IDs.
+func meant(tx *store.Tx, word string, machine, volume bool) ([]escrow.Entry, error) {
 	found := map[string]escrow.Entry{}
-	for _, e := range fitting {
-		found[label(e)] = e
+	take := func(word string, fits func(escrow.Entry) bool) error {
+		for e, err := range tx.EntriesByWord(word) {
+			if err != nil {
+				return err
+			}
+			if fits(e) {
+				found[e.ID] = e
+			}
+		}
+		return nil
 	}
+	err := take(word, func(e escrow.Entry) bool {
+		return volume && isPrefix(word, e.Volume.UUID) || machine && (e.Machine == word || isPrefix(word, string(e.KeyID)))
+	})
+	if err != nil {
+		return nil, err
+	}
+	if machine { // those that were renamed since
+		ids, err := tx.MachinesNamed(word)
+		if err != nil {
+			return nil, err
+		}
+		for _, id := range ids {
+			if err := take(string(id), func(e escrow.Entry) bool { return e.KeyID == id }); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return slices.SortedFunc(maps.Values(found), func(a, b escrow.Entry) int { return cmp.Compare(a.ID, b.ID) }), nil
+}
+
+// only returns the one thing that was found; what tells things apart is their
+// label.
+func only(kind, word string, found map[string]escrow.Entry) (escrow.Entry, error) {
 	switch len(found) {
 	case 0:
 		return escrow.Entry{}, api.Errorf(api.CodeNotFound, "no %s %q is known here; `mandos-escrow packet list` shows them", kind, word)
@@ -207,6 +231,7 @@ func only(tx *store.Tx, kind, word string, fits func(escrow.Entry) bool, label f
 func newestOf(tx *store.Tx, uuid string) (escrow.Entry, error) {
 	var current, imports []escrow.Entry
 	var newest escrow.Entry
+	var gone error
 	for e, err := range tx.EntriesOfVolume(uuid) {
 		if err != nil {
 			return e, err
@@ -221,6 +246,7 @@ func newestOf(tx *store.Tx, uuid string) (escrow.Entry, error) {
 		if e.State == escrow.Obsolete && !e.VerifiedAt.IsZero() && e.Stored.After(newest.Stored) {
 			newest = e
 		}
+		gone = cmp.Or(e.Gone(), gone)
 	}
 	switch {
 	case len(current) == 1:
@@ -234,6 +260,8 @@ func newestOf(tx *store.Tx, uuid string) (escrow.Entry, error) {
 	switch {
 	case newest.ID != "":
 		return newest, nil
+	case gone != nil:
+		return escrow.Entry{}, gone
 	}
 	return escrow.Entry{}, api.Errorf(api.CodeNotFound, "volume %s has no verified packet: its enrolment was not finished; run `mandos-escrow enroll` on the machine again", uuid)
 }

@@ -2,6 +2,7 @@ package server
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -76,6 +77,9 @@ func enoughHere(tx *store.Tx, p *escrow.Packet) (int, error) {
 // for bit.
 func requestedPacket(tx *store.Tx, r *recovery.Request) (*escrow.Packet, error) {
 	_, data, err := tx.Packet(r.PacketID)
+	if errors.Is(err, escrow.ErrPurged) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, api.Errorf(api.CodeNotFound, "packet %s is not here", r.PacketID)
 	}
@@ -312,7 +316,7 @@ func (s *Server) release(c call) (any, error) {
 		if c.admin == nil {
 			return api.Errorf(api.CodeUsage, "a release goes to the requester's own identity: use --home")
 		}
-		released, approvals, err := rec.Release(c.admin.KeyID, c.now)
+		over, approvals, err := rec.Release(c.admin.KeyID, c.now)
 		if err != nil {
 			return err
 		}
@@ -330,14 +334,24 @@ func (s *Server) release(c call) (any, error) {
 		if err := tx.PutEntry(entry.Reveal(r.Payload, c.now)); err != nil {
 			return err
 		}
-		if err := tx.PutRequest(released); err != nil {
+		if err := tx.PutRequest(over); err != nil {
 			return err
 		}
-		if err := c.record(tx, event(r, "recover.release", r.Payload+" to "+r.Requester)); err != nil {
+		released := event(r, "recover.release", fmt.Sprintf("%s to %s, approved by %s: %s", r.Payload, r.Requester, approvedBy(rec), r.Reason))
+		released.Machine = string(entry.KeyID)
+		if err := c.record(tx, released); err != nil {
 			return err
 		}
 		return c.endRescue(tx)
 	})
+}
+
+func approvedBy(rec recovery.Record) string {
+	var names []string
+	for _, a := range rec.Approvals {
+		names = append(names, a.Approver)
+	}
+	return strings.Join(names, ", ")
 }
 
 // expireRequests closes the requests whose time is over, which deletes their

@@ -30,6 +30,7 @@ const (
 	idleTimeout   = 60 * time.Second
 	stopTimeout   = 5 * time.Second
 	sweepInterval = time.Minute
+	purgeInterval = time.Hour
 )
 
 // Run serves until ctx ends, then lets calls that are under way finish.
@@ -64,6 +65,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	go func() { failed <- control.Serve(socket) }()
 	go s.sweep(ctx)
+	go s.sweepPackets(ctx)
 	var announcer sync.WaitGroup
 	if s.Announce {
 		announcer.Go(func() { s.announce(ctx, listeners) })
@@ -225,6 +227,23 @@ func (s *Server) sweep(ctx context.Context) {
 		}
 		if err := s.expireMachines(s.now()); err != nil {
 			s.log.Error("time machines out", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+// sweepPackets purges what is due, at the start and every hour: no retention is
+// shorter than that.
+func (s *Server) sweepPackets(ctx context.Context) {
+	ticker := time.NewTicker(purgeInterval)
+	defer ticker.Stop()
+	for {
+		if err := s.purge(s.now()); err != nil {
+			s.log.Error("purge packets", "err", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -11,6 +11,7 @@ import (
 
 	"mandos-escrow/escrow"
 	"mandos-escrow/internal/api"
+	"mandos-escrow/internal/identity"
 	"mandos-escrow/internal/seal"
 	"mandos-escrow/recovery"
 	"mandos-escrow/store"
@@ -49,17 +50,8 @@ func (s *Server) status(c call) (any, error) {
 			out.Trustees = append(out.Trustees, t.Fingerprint+" "+t.Name)
 		}
 		out.Master, out.MasterHere, out.MasterSaved = master.Fingerprint(), meta.masterPrivate != nil, meta.masterExported
-		for _, err := range tx.Machines() {
-			if err != nil {
-				return err
-			}
-			out.Machines++
-		}
-		for _, err := range tx.Entries() {
-			if err != nil {
-				return err
-			}
-			out.Packets++
+		if err := countPackets(tx, &out, c.now); err != nil {
+			return err
 		}
 		for r, err := range tx.Requests() {
 			if err != nil {
@@ -71,6 +63,51 @@ func (s *Server) status(c call) (any, error) {
 		}
 		return nil
 	})
+}
+
+// countPackets counts machines and packets, and what somebody must look after:
+// machines of which nothing opens, and secrets that are due to be replaced.
+func countPackets(tx *store.Tx, out *api.Status, now time.Time) error {
+	lives, err := store.Lives.Get(tx)
+	if err != nil {
+		return err
+	}
+	proved := map[identity.KeyID]bool{}
+	for e, err := range tx.Briefs("") {
+		if err != nil {
+			return err
+		}
+		if e.State != escrow.Purged {
+			out.Packets++
+		}
+		if e.State != escrow.Verified {
+			continue
+		}
+		proved[e.KeyID] = true
+		if e.RotateDue(lives.Of(e.Group), now) {
+			out.RotateDue++
+		}
+		if !e.ReencryptSince.IsZero() {
+			out.ReencryptDue++
+		}
+	}
+	for id, err := range tx.MachineIDs() {
+		if err != nil {
+			return err
+		}
+		out.Machines++
+		if proved[id] {
+			continue
+		}
+		m, err := tx.Machine(id)
+		if err != nil {
+			return err
+		}
+		if m.Unenrolled.IsZero() {
+			out.Unproved++
+		}
+	}
+	return nil
 }
 
 // confirm ends the state in which nothing is served. The epoch grows, so that
