@@ -33,11 +33,12 @@ func examineServer(ctx context.Context, g *globals) ([]finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	var machines []api.Machine
-	if err := s.Call(ctx, "GET", "/v1/machines", nil, &machines); err != nil {
+	machines, err := pages(ctx, s, "/v1/machines", nil, 0, func(m api.Machine) string { return string(m.KeyID) })
+	if err != nil {
 		return nil, err
 	}
-	return append(append(findings, files, clock), checkBoots(machines)...), nil
+	findings = append(append(findings, files, clock), checkPackets(status)...)
+	return append(findings, checkBoots(machines)...), nil
 }
 
 func checkRunning(ctx context.Context, state string) finding {
@@ -64,6 +65,27 @@ func checkMaster(s api.Status) finding {
 		return finding{problem, "the master key was never put away: without it no packet opens again", "mandos-escrow master export --private --state DIR --out master-key.asc, and keep the file where the server is not"}
 	}
 	return finding{Level: fine, Text: "the master key was put away on " + s.MasterSaved.Local().Format(time.DateOnly)}
+}
+
+// checkPackets names how many machines nobody could be let into, and whose secrets
+// are to be replaced.
+func checkPackets(s api.Status) (findings []finding) {
+	for _, c := range []struct {
+		count      int
+		text, next string
+	}{
+		{s.Unproved, "%d machines have no verified packet: nobody could be let in", "mandos-escrow packet list --unverified --state DIR names those that began; run `mandos-escrow enroll` on the machines again"},
+		{s.RotateDue, "%d packets are due for rotation: their recovery passphrase was released, or they expired", "on the machines: mandos-escrow enroll; `mandos-escrow packet list --state DIR` has them under DUE"},
+		{s.ReencryptDue, "%d volumes are due for re-encryption: others may know their volume key", "on the machines: cryptsetup reencrypt, then mandos-escrow enroll, then mandos-escrow packet reencrypted ID"},
+	} {
+		if c.count > 0 {
+			findings = append(findings, finding{warning, fmt.Sprintf(c.text, c.count), c.next})
+		}
+	}
+	if len(findings) == 0 {
+		return []finding{{Level: fine, Text: "every machine has a verified packet, and none is due"}}
+	}
+	return findings
 }
 
 // checkFiles looks for what others than their owner can read or write.

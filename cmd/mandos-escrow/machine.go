@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,11 +37,13 @@ func newMachineList(g *globals) *cobra.Command {
 		Short: "list machines",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			answers, err := lists[api.Machine](cmd.Context(), g, "/v1/machines")
+			answers, err := pagedLists(cmd.Context(), g, "/v1/machines", nil, 0, func(m api.Machine) string { return string(m.KeyID) })
 			if err != nil {
 				return err
 			}
-			return list(g, mergeMachines(answers), []string{"NAME", "KEY ID", "STATE", "VOLUMES", "LAST BOOT", "GROUP"}, func(m machineAt) []string {
+			found := mergeMachines(answers)
+			slices.SortStableFunc(found, func(a, b machineAt) int { return cmp.Compare(a.Name, b.Name) })
+			return list(g, found, []string{"NAME", "KEY ID", "STATE", "VOLUMES", "LAST BOOT", "GROUP"}, func(m machineAt) []string {
 				return []string{m.Name, m.KeyID.Short(), m.State, fmt.Sprint(len(m.Volumes)), when(m.LastReleased), m.Group}
 			})
 		},

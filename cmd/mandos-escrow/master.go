@@ -5,7 +5,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"mandos-escrow/escrow"
 	"mandos-escrow/internal/api"
 	"mandos-escrow/internal/seal"
 	"mandos-escrow/internal/secret"
@@ -122,31 +121,4 @@ func newMasterPasswd(g *globals) *cobra.Command {
 	cmd.Flags().StringVar(&oldFile, "key-passphrase-file", "", "file with the passphrase that it has (asked for otherwise)")
 	cmd.Flags().StringVar(&newFile, "new-passphrase-file", "", "file with the passphrase that it gets (asked for otherwise)")
 	return g.withState(cmd, "")
-}
-
-func newPolicy(g *globals) *cobra.Command {
-	cmd := &cobra.Command{Use: "policy", Short: "who must agree before a packet opens"}
-	show := &cobra.Command{
-		Use:     "show",
-		Short:   "show the policy that packets are sealed under",
-		Example: `  mandos-escrow --home alice policy show`,
-		Args:    noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			var p api.Policy
-			if err := g.call(cmd.Context(), "GET", "/v1/policy", nil, &p); err != nil {
-				return err
-			}
-			policy, err := escrow.ParsePolicy([]byte(p.Policy))
-			if err != nil {
-				return err
-			}
-			if g.json {
-				return g.printJSON(p)
-			}
-			_, err = g.out.Write(policy.Bytes())
-			return err
-		},
-	}
-	cmd.AddCommand(g.withState(g.withJSON(show), ""))
-	return cmd
 }

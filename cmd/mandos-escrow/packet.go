@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -20,26 +22,10 @@ func newPacket(g *globals) *cobra.Command {
 	cmd.AddCommand(newPacketList(g), newPacketShow(g), newPacketExport(g), newPacketPrint(g),
 		newPacketChange(g, "obsolete", "mark a packet as replaced; it can still be recovered", "obsolete", nil),
 		newPacketChange(g, "hold", "keep a packet whatever happens", "hold", &api.Hold{Hold: true}),
-		newPacketChange(g, "unhold", "end a hold", "hold", &api.Hold{}))
+		newPacketChange(g, "unhold", "end a hold", "hold", &api.Hold{}),
+		newPacketExpire(g), newPacketDelete(g),
+		newPacketChange(g, "reencrypted", "say that a packet's volume has another volume key since", "reencrypted", nil))
 	return cmd
-}
-
-func newPacketList(g *globals) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "list",
-		Short: "list packets; never a secret",
-		Args:  noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			answers, err := lists[api.Packet](cmd.Context(), g, "/v1/packets")
-			if err != nil {
-				return err
-			}
-			return list(g, mergePackets(answers), []string{"ID", "MACHINE", "VOLUME", "STATE", "STORED", "CHECKED", "REVEALED"}, func(p packetAt) []string {
-				return []string{p.ID, p.Machine, p.Volume.UUID, p.states, when(p.Stored), checkedAt(p.Packet), strings.Join(revealed(p.Packet), " ")}
-			})
-		},
-	}
-	return g.withState(g.withJSON(cmd), "")
 }
 
 // packetAt is a packet, as the first server that was asked has it, with what else
@@ -58,6 +44,11 @@ func mergePackets(answers []answer[[]api.Packet]) []packetAt {
 			if len(answers) > 1 {
 				p.At = append(p.At, stateAt{a.Name, stateOf(a.value)})
 			}
+			for _, due := range a.value.Due {
+				if !slices.Contains(p.Due, due) {
+					p.Due = append(p.Due, due)
+				}
+			}
 			for payload, at := range a.value.RevealedAt { // one server may have released what another did not
 				p.Entry = p.Reveal(payload, at)
 			}
@@ -68,7 +59,7 @@ func mergePackets(answers []answer[[]api.Packet]) []packetAt {
 }
 
 func stateOf(p api.Packet) string {
-	if p.Hold {
+	if p.Hold || p.Held {
 		return string(p.State) + ", held"
 	}
 	return string(p.State)
@@ -134,8 +125,12 @@ func newPacketShow(g *globals) *cobra.Command {
 				{"stored", when(p.Stored)},
 				{"verified", when(p.VerifiedAt)},
 				{"checked", checkedAt(p.Packet)},
+				{"expired", when(p.ExpiredAt)},
 				{"obsolete since", when(p.ObsoleteAt)},
+				{"purged", when(p.PurgedAt)},
 				{"revealed", strings.Join(revealed(p.Packet), " ")},
+				{"due for", strings.Join(p.Due, ", ")},
+				{"re-encrypt", sinceWhen(p.ReencryptSince)},
 				{"size", fmt.Sprint(p.Size)},
 				{"SHA-256", p.Digest},
 			} {
@@ -145,6 +140,14 @@ func newPacketShow(g *globals) *cobra.Command {
 		},
 	}
 	return g.withState(g.withJSON(cmd), "")
+}
+
+// sinceWhen is since when a volume is due for re-encryption.
+func sinceWhen(at time.Time) string {
+	if at.IsZero() {
+		return ""
+	}
+	return "the volume key may be known to others since " + when(at)
 }
 
 func newPacketExport(g *globals) *cobra.Command {

@@ -191,6 +191,7 @@ func printStatus(g *globals, st api.Status) error {
 	fmt.Fprintf(g.out, "policy      epoch %d, %d of %d trustees, SHA-256 %s\n", st.PolicyEpoch, st.Threshold, len(st.Trustees), safe(st.PolicyDigest))
 	fmt.Fprintf(g.out, "audit log   epoch %d, %d entries, head %s\n", st.Epoch, st.AuditSeq, safe(st.AuditHash))
 	fmt.Fprintf(g.out, "holds       %d machines, %d packets, %d open requests\n", st.Machines, st.Packets, st.OpenRequests)
+	fmt.Fprintf(g.out, "packets     %d machines have no verified one, %d are due for rotation, %d for re-encryption\n", st.Unproved, st.RotateDue, st.ReencryptDue)
 	switch {
 	case !st.MasterHere:
 		fmt.Fprintf(g.out, "master key  %s, private half kept elsewhere\n", safe(st.Master))

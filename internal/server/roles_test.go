@@ -35,6 +35,7 @@ var matrix = map[string]string{
 	"PUT /v1/self/volumes/{uuid}":         "- y - - - - -",
 	"POST /v1/self/volumes/{uuid}/commit": "- y - - - - -",
 	"POST /v1/self/boot":                  "- y - - - - -",
+	"POST /v1/self/verify":                "- y - - - - -",
 	"DELETE /v1/self":                     "- y - - - - -",
 	"GET /v1/machines":                    "- - y y y y y",
 	"POST /v1/machines":                   "- - - - - y y",
