@@ -30,7 +30,8 @@ const wordStart = 4
 
 // PutPacket adds a packet. entry.Size and entry.Digest must be those of data.
 // A packet with this ID that is there already is ErrExists: nothing replaces
-// a packet's bytes. The same bytes of one that was purged are taken again.
+// a packet's bytes. One of the same machine and volume is taken again after its
+// bytes were purged; whether they are the same is for the caller to say.
 func (tx *Tx) PutPacket(entry escrow.Entry, data []byte) error {
 	key := []byte(entry.ID)
 	if tx.has(entryBucket, key) {
@@ -38,7 +39,7 @@ func (tx *Tx) PutPacket(entry escrow.Entry, data []byte) error {
 		if err != nil {
 			return err
 		}
-		if old.State != escrow.Purged || !samePacket(entry, old) {
+		if old.State != escrow.Purged || !sameOwner(entry, old) {
 			return fmt.Errorf("store: packet %s: %w", entry.ID, ErrExists)
 		}
 	}
@@ -133,7 +134,7 @@ func (tx *Tx) PutEntry(entry escrow.Entry) error {
 	if err != nil {
 		return err
 	}
-	if !samePacket(entry, old) || (entry.State == escrow.Purged) != (old.State == escrow.Purged) {
+	if !sameOwner(entry, old) || entry.Digest != old.Digest || entry.Size != old.Size || (entry.State == escrow.Purged) != (old.State == escrow.Purged) {
 		return fmt.Errorf("store: packet %s: %w, of another machine, volume or content", entry.ID, ErrExists)
 	}
 	return tx.writeEntry(entry)
@@ -158,8 +159,8 @@ func (tx *Tx) DateEntry(id string, checked time.Time, failed string) error {
 	return tx.write(entryBucket, []byte(id), value)
 }
 
-func samePacket(a, b escrow.Entry) bool {
-	return a.KeyID == b.KeyID && a.Machine == b.Machine && a.Volume.UUID == b.Volume.UUID && a.Digest == b.Digest && a.Size == b.Size
+func sameOwner(a, b escrow.Entry) bool {
+	return a.KeyID == b.KeyID && a.Machine == b.Machine && a.Volume.UUID == b.Volume.UUID
 }
 
 // PurgePacket removes a packet's bytes; entry, of state escrow.Purged, stays,

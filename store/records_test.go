@@ -201,7 +201,7 @@ func TestPackets(t *testing.T) {
 	first.State, first.PurgedAt = escrow.Purged, testNow
 	change(t, s, func(tx *Tx) error { return tx.PurgePacket(first) })
 	want(t, s.Update(audited(func(tx *Tx) error { return tx.PurgePacket(first) })), escrow.ErrState)
-	other, otherData := testPacket("p1", keyID(1), "u1", "packet four")
+	other, otherData := testPacket("p1", keyID(2), "u1", "packet four")
 	want(t, s.Update(audited(func(tx *Tx) error { return tx.PutPacket(other, otherData) })), ErrExists)
 	view(t, s, func(tx *Tx) error {
 		_, _, err := tx.Packet("p1")

@@ -229,7 +229,7 @@ func dueOf(held api.MachineVolume, j *journal) string {
 	case held.Revealed:
 		return "the recovery passphrase was released"
 	case held.Expired:
-		return "its lifetime is over"
+		return "the packet expired: its lifetime is over, or others may know its secrets"
 	}
 	return ""
 }

@@ -44,7 +44,9 @@ func (s *site) swap(t *testing.T, id string, data []byte) {
 		if err != nil {
 			return err
 		}
-		if err := tx.DeletePacket(id); err != nil {
+		gone := e
+		gone.State = escrow.Purged
+		if err := tx.PurgePacket(gone); err != nil {
 			return err
 		}
 		e.Digest, e.Size = digestOf(data), len(data)

@@ -207,12 +207,14 @@ func (s *Server) upload(c call) (any, error) {
 		if err := own.Accept(&packet.Header); err != nil {
 			return api.Errorf(api.CodeRefused, "refused: the packet is sealed under another policy than this server's, and not under one that holds all its trustees: the token is of an earlier policy or of another server: use a new token")
 		}
-		if old, err := tx.Entry(entry.ID); err == nil && old.State != escrow.Purged {
-			if old.Digest != entry.Digest || old.KeyID != entry.KeyID {
-				return api.Errorf(api.CodeConflict, "another packet has the id %s already", entry.ID)
+		old, err := tx.Entry(entry.ID)
+		if err == nil && (old.Digest != entry.Digest || old.KeyID != entry.KeyID) {
+			return api.Errorf(api.CodeConflict, "another packet has the id %s already", entry.ID)
+		}
+		if err != nil || old.State == escrow.Purged {
+			if err := storePacket(tx, entry, in.Packet); err != nil {
+				return err
 			}
-		} else if err := storePacket(tx, entry, in.Packet); err != nil {
-			return err
 		}
 		if err := dropPending(tx, entry); err != nil {
 			return err

@@ -65,10 +65,10 @@ func importEntry(tx *store.Tx, c call, packet *escrow.Packet, in api.Import) (es
 	entry.Imported = true
 	old, err := tx.Entry(entry.ID)
 	switch {
-	case errors.Is(err, store.ErrNotFound), err == nil && old.State == escrow.Purged:
-		err = storeImport(tx, entry, in.Packet)
 	case err == nil && (old.Digest != entry.Digest || !old.Imported):
 		err = api.Errorf(api.CodeConflict, "another packet has the id %s already", entry.ID)
+	case errors.Is(err, store.ErrNotFound), err == nil && old.State == escrow.Purged:
+		err = storeImport(tx, entry, in.Packet)
 	default:
 		entry = old
 	}

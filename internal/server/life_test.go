@@ -214,10 +214,22 @@ func TestDelete(t *testing.T) {
 	if api.CodeOf(err) != api.CodeNotFound || !strings.Contains(err.Error(), "was purged on") {
 		t.Error(err)
 	}
+	master, _ := siteMaster()
+	other, deleted := *h, h.packet
+	other.packet = must(escrow.Make(escrow.Header{
+		ID: h.packetID(), Machine: h.name, KeyID: h.boot.KeyID(), MachineIDHash: strings.Repeat("ab", 32), Volume: escrow.Volume{UUID: siteVolume},
+	}, s.policy(), []*seal.PublicKey{master.Public()}, []escrow.Payload{&escrow.PassphrasePayload{Passphrase: []byte(sitePassphrase), Slot: 1, LUKSType: "luks2"}}, h.running, time.Now()))
+	wantCode(t, "another with its id", h.Call(t.Context(), "PUT", "/v1/self/volumes/"+siteVolume, api.Upload{Packet: other.packet}, nil), api.CodeConflict)
+	if err := h.Call(t.Context(), "PUT", "/v1/self/volumes/"+siteVolume, api.Upload{Packet: deleted}, nil); err != nil {
+		t.Errorf("the same again: %v", err)
+	}
+	if p := s.packetNow(h.packetID()); p.State != escrow.Pending {
+		t.Errorf("the same again is %s", p.State)
+	}
 	if err := s.again(h, siteVolume, ""); err != nil {
 		t.Errorf("a new packet: %v", err)
 	}
-	if st := s.status(); st.Packets != 1 || st.Unproved != 0 {
+	if st := s.status(); st.Packets != 2 || st.Unproved != 0 {
 		t.Errorf("%+v", st)
 	}
 }
