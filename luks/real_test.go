@@ -1,6 +1,7 @@
 package luks
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -278,4 +279,36 @@ func TestRealOdd(t *testing.T) {
 			t.Error("rebuilt volume is another one")
 		}
 	})
+}
+
+// TestRealHeaderFile: what luksHeaderBackup writes is read where it is wanted, and only there; less than it is nothing.
+func TestRealHeaderFile(t *testing.T) {
+	for _, options := range [][]string{cheap1, cheap2} {
+		path := format(t, options...)
+		want, err := ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		backup := filepath.Join(t.TempDir(), "header")
+		mustRun(t, "luksHeaderBackup", path, "--header-backup-file", backup)
+		h, err := ReadHeaderFile(backup)
+		if err != nil || !h.Alone || h.Enrolled() != want.Enrolled() {
+			t.Errorf("%s: %v, %+v", want.Type, err, h)
+		}
+		if whole, err := ReadHeaderFile(path); err != nil || whole.Alone {
+			t.Errorf("%s: a volume: %v, alone %t", want.Type, err, whole.Alone)
+		}
+		if _, err := ReadFile(backup); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: taken for a volume: %v", want.Type, err)
+		}
+		if err := os.Chmod(backup, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(backup, want.room.end-1); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ReadHeaderFile(backup); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: cut: %v", want.Type, err)
+		}
+	}
 }
