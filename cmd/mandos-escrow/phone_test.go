@@ -46,11 +46,13 @@ func TestPhone(t *testing.T) {
 	}{
 		"read through": {
 			[]string{"", "", "", "", "", "", "", "", "y"},
-			[]string{"group 1 of 8:   000011", "group 2 of 8", "group 3", "group 4", "group 5", "group 6", "group 7", "group 8 of 8:   000073", "Did it open", ""}, false,
+			[]string{"group 1 of 8:   000011", "group 2 of 8", "group 3", "group 4", "group 5", "group 6", "group 7", "group 8 of 8:   000073", "Did it open", ""},
+			false,
 		},
 		"read back": {
 			[]string{"000011", "0000 01 ", "", "", "", "", "", "000073", "yes"},
-			[]string{"group 1", "Group 1 is right.\n\n  group 2", "Group 2 is right.\n\n  group 3", "group 4", "group 5", "group 6", "group 7", "group 8", "Group 8 is right.", ""}, false,
+			[]string{"group 1", "Group 1 is right.\n\n  group 2", "Group 2 is right.\n\n  group 3", "group 4", "group 5", "group 6", "group 7", "group 8", "Group 8 is right.", ""},
+			false,
 		},
 		"a wrong digit": {[]string{"000012", "q"}, []string{"group 1", "group 1 is mistyped", ""}, true},
 		"two swapped":   {[]string{"000101", "q"}, []string{"group 1", "group 1 is mistyped", ""}, true},

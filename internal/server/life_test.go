@@ -414,8 +414,9 @@ func TestNewerOfAnotherMachine(t *testing.T) {
 
 func TestUploadAllowance(t *testing.T) {
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	a, ok := allowance{}, true
+	var a allowance
 	for n := range uploadBurst {
+		var ok bool
 		if a, ok = a.take(now); !ok {
 			t.Fatalf("upload %d", n)
 		}
@@ -424,8 +425,9 @@ func TestUploadAllowance(t *testing.T) {
 		after time.Duration
 		left  int
 	}{{0, 0}, {uploadRefill - 1, 0}, {uploadRefill, 1}, {2*uploadRefill + 1, 2}, {time.Hour, uploadBurst}, {1e6 * time.Hour, uploadBurst}, {-time.Hour, 0}} {
-		b, ok := a, true
+		b := a
 		for n := 0; ; n++ {
+			var ok bool
 			if b, ok = b.take(now.Add(c.after)); !ok {
 				if n != c.left {
 					t.Errorf("after %s: %d, want %d", c.after, n, c.left)

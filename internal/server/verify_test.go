@@ -43,7 +43,11 @@ func TestSelfVerify(t *testing.T) {
 		t.Errorf("%+v", m.Checks)
 	}
 	for _, wrong := range [][]unlock.VolumeCheck{
-		nil, {good, good}, {{UUID: "x"}}, {{UUID: siteVolume, Reason: "two\nlines"}}, {{UUID: siteVolume, Reason: strings.Repeat("x", 1001)}},
+		nil,
+		{good, good},
+		{{UUID: "x"}},
+		{{UUID: siteVolume, Reason: "two\nlines"}},
+		{{UUID: siteVolume, Reason: strings.Repeat("x", 1001)}},
 		{{UUID: siteVolume, Packet: strings.Repeat("x", 65)}},
 	} {
 		if err := tell(wrong...); api.CodeOf(err) != api.CodeUsage {

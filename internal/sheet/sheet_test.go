@@ -265,11 +265,13 @@ func TestWords(t *testing.T) {
 		},
 		"no machine, no label": {
 			testPage(func(p *Page) { p.Machine, p.Volume.Label = "", "" }),
-			[]string{testUUID}, []string{"machine ", "label "},
+			[]string{testUUID},
+			[]string{"machine ", "label "},
 		},
 		"a name of another script": {
 			testPage(func(p *Page) { p.Machine = `żółw\` }),
-			[]string{testUUID}, nil,
+			[]string{testUUID},
+			nil,
 		},
 	} {
 		pdf := string(tool(t, mustPDF(t, c.page), "pdftotext", "-layout", "-", "-"))
