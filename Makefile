@@ -59,6 +59,8 @@ e2e: build
 	@test/e2e/rescue.sh bin
 	@echo 'e2e: a revealed passphrase is replaced'
 	@test/e2e/rotate.sh bin
+	@echo 'e2e: moving from volume_key'
+	@test/e2e/import.sh bin
 
 # The time of the last commit is that of every file, so that the same commit
 # gives the same packages.

@@ -67,7 +67,12 @@ func openFile(g *globals, o openOptions, path string) (*openedFile, error) {
 		return nil, err
 	}
 	defer secret.Wipe(text) // volume_key had a format without any sealing
-	f := &openedFile{sealing: escrow.SealingOf(text), unproved: []string{}}
+	return openData(g, o, path, text)
+}
+
+// openData is openFile for what was read already.
+func openData(g *globals, o openOptions, path string, text []byte) (f *openedFile, err error) {
+	f = &openedFile{sealing: escrow.SealingOf(text), unproved: []string{}}
 	if f.sealing == escrow.ByVolumeKey {
 		f.Opened, f.unproved, err = openForeign(g, o, text)
 	} else {

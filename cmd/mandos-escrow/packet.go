@@ -19,7 +19,7 @@ func queryEscape(text string) string { return url.QueryEscape(text) }
 
 func newPacket(g *globals) *cobra.Command {
 	cmd := &cobra.Command{Use: "packet", Short: "escrow packets: what is kept of which volume"}
-	cmd.AddCommand(newPacketList(g), newPacketShow(g), newPacketExport(g), newPacketPrint(g),
+	cmd.AddCommand(newPacketList(g), newPacketShow(g), newPacketExport(g), newPacketImport(g), newPacketPrint(g),
 		newPacketChange(g, "obsolete", "mark a packet as replaced; it can still be recovered", "obsolete", nil),
 		newPacketChange(g, "hold", "keep a packet whatever happens", "hold", &api.Hold{Hold: true}),
 		newPacketChange(g, "unhold", "end a hold", "hold", &api.Hold{}),

@@ -36,6 +36,9 @@ func endAt(step string) {
 // fakeSystem has programs that stand in for those of a system.
 const fakeSystem = "../../internal/bootimage/testdata/fake"
 
+// oldPackets has packets of volume_key, and the key that they are sealed to.
+const oldPackets = "../../escrow/volumekey/testdata"
+
 // detectFake has the programs of a fake system run without a chroot, which is
 // for root only. They find their folder in the environment.
 func detectFake(root string) (*bootimage.System, error) {
@@ -93,6 +96,10 @@ func TestScript(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	old, err := filepath.Abs(oldPackets)
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
@@ -109,6 +116,7 @@ func TestScript(t *testing.T) {
 			e.Setenv("LC_ALL", "C.UTF-8")
 			e.Setenv("UNLOCK", unlock)
 			e.Setenv("FAKE_SYSTEM", fake)
+			e.Setenv("OLD_PACKETS", old)
 			e.Setenv("PATH", filepath.Dir(unlock)+":"+e.Getenv("PATH")+":/usr/sbin:/sbin")
 			return os.Mkdir(filepath.Join(e.WorkDir, "home"), 0o700)
 		},
