@@ -245,6 +245,40 @@ func TestRotateDue(t *testing.T) {
 	m.check(t, true, userSlot, colleagueSlot)
 }
 
+// TestRotateExpired: what somebody said to be known to others is due as well; that
+// the volume key is known stays true of the next packet.
+func TestRotateExpired(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, sharedSite(t), luks.Type2)
+	mustRun(t, m.job())
+	before := m.check(t, true, userSlot, colleagueSlot)[0]
+	m.site.update(t, func(tx *store.Tx) error {
+		e, err := tx.Entry(before.packet)
+		if err != nil {
+			return err
+		}
+		if e, err = e.Expire(time.Now()); err != nil {
+			return err
+		}
+		return tx.PutEntry(e)
+	})
+	if v := verified(t, m, VerifyOptions{}); !v.OK || len(v.Due) != 2 {
+		t.Errorf("%+v", v)
+	}
+	j := m.rotation(t)
+	j.Due = true
+	if r := mustRotate(t, j)[0]; !r.Rotated || r.Why == "" {
+		t.Errorf("%+v", r)
+	}
+	if r := mustRotate(t, j)[0]; r.Rotated {
+		t.Errorf("rotated again: %+v", r)
+	}
+	m.check(t, true, userSlot, colleagueSlot)
+	if v := verified(t, m, VerifyOptions{}); !v.OK || len(v.Due) != 1 || !strings.Contains(v.Due[0], "anew") {
+		t.Errorf("%+v", v)
+	}
+}
+
 // TestRotateNothingKept: a machine that enrolled before keys were kept needs a token
 // once, and only one of its servers.
 func TestRotateNothingKept(t *testing.T) {
