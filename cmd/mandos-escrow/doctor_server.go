@@ -75,8 +75,8 @@ func checkPackets(s api.Status) (findings []finding) {
 		text, next string
 	}{
 		{s.Unproved, "%d machines have no verified packet: nobody could be let in", "mandos-escrow packet list --unverified --state DIR names those that began; run `mandos-escrow enroll` on the machines again"},
-		{s.RotateDue, "%d packets are due for rotation: their recovery passphrase was released, or they expired", "on the machines: mandos-escrow enroll; `mandos-escrow packet list --state DIR` has them under DUE"},
-		{s.ReencryptDue, "%d volumes are due for re-encryption: others may know their volume key", "on the machines: cryptsetup reencrypt, then mandos-escrow enroll, then mandos-escrow packet reencrypted ID"},
+		{s.RotateDue, "%d packets are due for rotation: their recovery passphrase was released, or they expired", "on the machines: mandos-escrow rotate --due; `mandos-escrow packet list --state DIR` has them under DUE"},
+		{s.ReencryptDue, "%d volumes are due for re-encryption: others may know their volume key", "on the machines: cryptsetup reencrypt, then mandos-escrow rotate --reencrypted; docs/operations.md, section 10"},
 	} {
 		if c.count > 0 {
 			findings = append(findings, finding{warning, fmt.Sprintf(c.text, c.count), c.next})

@@ -141,8 +141,8 @@ func newPacketExpire(g *globals) *cobra.Command {
 		Short: "say that others may know the secrets of packets, so that they are replaced",
 		Long: `Marks packets in use as expired at once: the one that is named, or all of a
 machine or a group. Their machines hear it at their next contact and are due for a
-new recovery passphrase ("enroll" again, or "rotate"); the volume is due for
-re-encryption, which a person does. An expired packet can still be recovered.`,
+new recovery passphrase ("rotate --due", or "enroll" again); the volume is due for
+re-encryption, which a person does and says ("rotate --reencrypted"). An expired packet can still be recovered.`,
 		Example: `  mandos-escrow --home alice packet expire --machine laptop7`,
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -29,8 +29,9 @@ were proved, and the packet at every server, byte for byte by its digest, with t
 one that was made then. Every server that answers is told what was found and keeps
 the date ("packet show", "machine show"); what is wrong is an alarm in its log.
 
-A passphrase that was released, or is older than its lifetime, is said as due:
-"mandos-escrow rotate" makes a new one. That alone is no failure.
+A passphrase that was released, has expired, or is older than its lifetime is said as
+due: "mandos-escrow rotate" makes a new one. So is a volume key that others may know:
+that takes re-encryption by a person. Neither is a failure.
 
 With --prove the boot passphrase is fetched as at a boot, and has to open its
 keyslot. To the server this is a boot.
