@@ -635,3 +635,28 @@ func TestFullStandardOutput(t *testing.T) {
 		}
 	}
 }
+
+// A server that answers with the packet of a machine that calls itself by another
+// volume's UUID answers with another packet than was asked for.
+func TestNamesOfOthers(t *testing.T) {
+	const uuid, other = "0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0ff", "1f1e2d3c-4b5a-4978-8695-a4b3c2d1e0ff"
+	brief := func(machine, volume string) *escrow.Brief {
+		return &escrow.Brief{Header: escrow.Header{Machine: machine, Volume: escrow.Volume{UUID: volume}}}
+	}
+	for _, c := range []struct {
+		word string
+		b    *escrow.Brief
+		want bool
+	}{
+		{uuid, brief("laptop7", uuid), true},
+		{strings.ToUpper(uuid), brief("laptop7", uuid), true},
+		{uuid[:8], brief("laptop7", uuid), true},
+		{"laptop7", brief("laptop7", uuid), true},
+		{uuid, brief(uuid, other), false},
+		{uuid, brief("laptop7", other), false},
+	} {
+		if got := names(c.word, c.b); got != c.want {
+			t.Errorf("%s for %+v: %v", c.word, c.b.Header, got)
+		}
+	}
+}

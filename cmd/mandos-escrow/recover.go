@@ -13,6 +13,7 @@ import (
 
 	"mandos-escrow/escrow"
 	"mandos-escrow/internal/api"
+	"mandos-escrow/internal/record"
 	"mandos-escrow/internal/seal"
 	"mandos-escrow/internal/secret"
 	"mandos-escrow/recovery"
@@ -311,8 +312,12 @@ func (s *session) bind(head api.PacketHead, o recoverOptions) (r recovery.Reques
 	return r, b, nil
 }
 
-// names reports whether a packet is what somebody asked for by a word.
+// names reports whether a packet is what somebody asked for by a word. A UUID is
+// a volume's, whatever a machine calls itself.
 func names(word string, b *escrow.Brief) bool {
+	if record.IsUUID(word) {
+		return strings.EqualFold(word, b.Volume.UUID)
+	}
 	if word == b.Machine {
 		return true
 	}

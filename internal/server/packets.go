@@ -13,6 +13,7 @@ import (
 
 	"mandos-escrow/escrow"
 	"mandos-escrow/internal/api"
+	"mandos-escrow/internal/record"
 	"mandos-escrow/store"
 )
 
@@ -151,7 +152,13 @@ func findVolume(tx *store.Tx, word string) (escrow.Entry, error) {
 	if e, err := tx.Entry(word); err == nil { // whatever machines call themselves
 		return e, nil
 	}
-	entries, err := meant(tx, word, true, true)
+	for _, err := range tx.EntriesOfVolume(word) { // a volume that is named whole
+		if err != nil {
+			return escrow.Entry{}, err
+		}
+		return newestOf(tx, word)
+	}
+	entries, err := meant(tx, word, !record.IsUUID(word), true) // a UUID is nobody's name
 	if err != nil {
 		return escrow.Entry{}, err
 	}
