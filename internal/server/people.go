@@ -107,14 +107,16 @@ func (s *Server) adminRemove(c call) (any, error) {
 		case err != nil:
 			return api.Errorf(api.CodeNotFound, "there is no administrator %q; `mandos-escrow admin list` shows them", in.Name)
 		}
-		a.Removed, a.InviteHash, a.InviteExpires = true, [32]byte{}, time.Time{}
-		if err := tx.PutAdmin(a); err != nil {
+		if err := forget(tx, a); err != nil {
 			return err
 		}
 		if err := withdraw(tx, c, a); err != nil {
 			return err
 		}
 		if err := denyRescue(tx, c, a, "the rescue invite was removed"); err != nil {
+			return err
+		}
+		if err := endInvited(tx, c, a); err != nil {
 			return err
 		}
 		if left.Approvers, err = approvers(tx); err != nil {

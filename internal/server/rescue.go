@@ -130,8 +130,77 @@ func (c call) endRescue(tx *store.Tx) error {
 	if err != nil {
 		return errStranger
 	}
+	return forget(tx, a)
+}
+
+// forget makes an administrator or a rescue nobody: no key and no invite of theirs
+// is known from now on.
+func forget(tx *store.Tx, a store.Admin) error {
 	a.Removed, a.InviteHash, a.InviteExpires = true, store.Hash{}, time.Time{}
 	return tx.PutAdmin(a)
+}
+
+// endInvited ends the rescues that a removed administrator invited: otherwise they
+// could be a way to come back.
+func endInvited(tx *store.Tx, c call, inviter store.Admin) error {
+	ended, err := rescuesThat(tx, func(r recovery.Rescue) bool { return r.InviterID == inviter.KeyID })
+	if err != nil {
+		return err
+	}
+	for _, a := range ended {
+		if err := forget(tx, a); err != nil {
+			return err
+		}
+		if err := denyRescue(tx, c, a, "who invited the rescue was removed"); err != nil {
+			return err
+		}
+		if err := c.record(tx, store.Event{Action: "rescue.end", Volume: a.Rescue.Volume, Detail: a.Name + ": invited by " + inviter.Name + ", who is removed"}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rescuesThat are the rescues that are not over and fit.
+func rescuesThat(tx *store.Tx, fit func(recovery.Rescue) bool) (found []store.Admin, err error) {
+	for a, err := range tx.Admins() {
+		if err != nil {
+			return nil, err
+		}
+		if a.Rescue != nil && !a.Removed && fit(*a.Rescue) {
+			found = append(found, a)
+		}
+	}
+	return found, nil
+}
+
+// expireRescues writes down that rescue invites have expired, so that no clock that
+// is set back revives one.
+func (s *Server) expireRescues(now time.Time) error {
+	over := func(r recovery.Rescue) bool { return r.Over(now) }
+	var due []store.Admin
+	err := s.store.View(func(tx *store.Tx) (err error) {
+		due, err = rescuesThat(tx, over)
+		return err
+	})
+	if err != nil || len(due) == 0 {
+		return err
+	}
+	return s.store.Update(func(tx *store.Tx) error {
+		due, err := rescuesThat(tx, over)
+		if err != nil {
+			return err
+		}
+		for _, a := range due {
+			if err := forget(tx, a); err != nil {
+				return err
+			}
+			if err := tx.Audit(store.Event{Time: now, Actor: "server", Action: "rescue.expire", Volume: a.Rescue.Volume, Detail: a.Name}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // denyRescue ends the last request of a rescue, if it is not over.

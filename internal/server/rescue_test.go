@@ -212,6 +212,41 @@ func TestRescueEnds(t *testing.T) {
 	if invite.Volume != siteVolume {
 		t.Errorf("%+v", invite)
 	}
+	if err := s.server.expireRescues(s.now()); err != nil {
+		t.Fatal(err)
+	}
+	s.offset.Store(0)
+	gone("expired, and then the clock is set back", late, a)
+	wantCode(t, "login with an invite that had expired", (&person{Client: s.dial(must(identity.Generate()), nil)}).login(secret), api.CodeRefused)
+}
+
+// A removed administrator does not come back by a rescue that they invited before,
+// used or not; those of others go on.
+func TestRescueEndsWithItsInviter(t *testing.T) {
+	s, h, bob, alice := cast(t)
+	used, others := s.rescued(bob, "laptop7"), s.rescued(alice, "laptop7")
+	_, unused := s.inviteRescue(bob, "laptop7")
+	a := used.file(s, h)
+	s.local("DELETE", "/v1/admins", api.Name{Name: "bob"}, nil)
+	if err := used.Call(t.Context(), "GET", "/v1/requests/"+a.id, nil, nil); err == nil || err.Error() != errStranger.Message {
+		t.Errorf("a used invite: %v", err)
+	}
+	if rec := s.stored(a); rec.State != recovery.Denied {
+		t.Errorf("its request is %s", rec.State)
+	}
+	wantCode(t, "an unused invite", (&person{Client: s.dial(must(identity.Generate()), nil)}).login(unused), api.CodeRefused)
+	if _, err := others.fileErr(s, h); err != nil {
+		t.Errorf("a rescue of somebody else's: %v", err)
+	}
+	ended := 0
+	for _, e := range s.audit() {
+		if e.Action == "rescue.end" && e.Volume == siteVolume && strings.HasSuffix(e.Detail, "invited by bob, who is removed") {
+			ended++
+		}
+	}
+	if ended != 2 {
+		t.Errorf("%d ended rescues in the log", ended)
+	}
 }
 
 // The first key that logs in is the only one, and it is nobody else.

@@ -225,6 +225,9 @@ func (s *Server) sweep(ctx context.Context) {
 		if err := s.expireRequests(s.now()); err != nil {
 			s.log.Error("expire requests", "err", err)
 		}
+		if err := s.expireRescues(s.now()); err != nil {
+			s.log.Error("expire rescue invites", "err", err)
+		}
 		if err := s.expireMachines(s.now()); err != nil {
 			s.log.Error("time machines out", "err", err)
 		}
