@@ -23,6 +23,7 @@ type call struct {
 	admin   *store.Admin
 	machine *unlock.Machine
 	local   bool
+	events  *allowances // what machines may still write into the audit log
 }
 
 // authorize looks again, in the transaction that changes something, whether
@@ -108,10 +109,16 @@ func decode[T any](c call) (T, error) {
 }
 
 // record adds an audit event for a call; it belongs to the same transaction as
-// the change, and every change has one, so the caller's right is checked here.
+// the change, and every change has one, so the caller's right is checked here, and
+// how much a machine may write.
 func (c call) record(tx *store.Tx, event store.Event) error {
 	if err := c.authorize(tx); err != nil {
 		return err
+	}
+	if c.machine != nil {
+		if err := c.events.check(c.machine.KeyID, c.now); err != nil {
+			return err
+		}
 	}
 	event.Time, event.Actor = c.now, c.actor
 	return tx.Audit(event)

@@ -32,14 +32,19 @@ type Server struct {
 	now      func() time.Time
 	started  time.Time
 	refusals refusals
-	uploads  uploads
+	uploads  allowances
+	events   allowances // entries of machines in the audit log
 	caps     *caps
 	boots    sync.WaitGroup
 }
 
 // New makes a server of an opened state folder.
 func New(state *State, log *slog.Logger, now func() time.Time) *Server {
-	return &Server{state: state, store: state.Store, key: state.Key, log: log, now: now, started: now(), caps: newCaps()}
+	return &Server{
+		state: state, store: state.Store, key: state.Key, log: log, now: now, started: now(), caps: newCaps(),
+		uploads: allowances{limit: uploadLimit, what: "uploaded packets"},
+		events:  allowances{limit: eventLimit, what: "told something for the audit log"},
+	}
 }
 
 // errStranger is what everybody gets who is not known: one text for every
@@ -53,7 +58,7 @@ func (s *Server) Handler(isLocal bool, actor func(*http.Request) string) http.Ha
 	mux := http.NewServeMux()
 	for _, rt := range routes {
 		mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, r *http.Request) {
-			c := call{Request: r, route: rt, local: isLocal}
+			c := call{Request: r, route: rt, local: isLocal, events: &s.events}
 			if isLocal {
 				c.actor = actor(r)
 			} else if err := s.identify(&c); err != nil {

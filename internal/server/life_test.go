@@ -415,20 +415,20 @@ func TestNewerOfAnotherMachine(t *testing.T) {
 func TestUploadAllowance(t *testing.T) {
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	var a allowance
-	for n := range uploadBurst {
+	for n := range uploadLimit.burst {
 		var ok bool
-		if a, ok = a.take(now); !ok {
+		if a, ok = a.take(uploadLimit, now); !ok {
 			t.Fatalf("upload %d", n)
 		}
 	}
 	for _, c := range []struct {
 		after time.Duration
 		left  int
-	}{{0, 0}, {uploadRefill - 1, 0}, {uploadRefill, 1}, {2*uploadRefill + 1, 2}, {time.Hour, uploadBurst}, {1e6 * time.Hour, uploadBurst}, {-time.Hour, 0}} {
+	}{{0, 0}, {uploadLimit.refill - 1, 0}, {uploadLimit.refill, 1}, {2*uploadLimit.refill + 1, 2}, {time.Hour, uploadLimit.burst}, {1e6 * time.Hour, uploadLimit.burst}, {-time.Hour, 0}} {
 		b := a
 		for n := 0; ; n++ {
 			var ok bool
-			if b, ok = b.take(now.Add(c.after)); !ok {
+			if b, ok = b.take(uploadLimit, now.Add(c.after)); !ok {
 				if n != c.left {
 					t.Errorf("after %s: %d, want %d", c.after, n, c.left)
 				}
@@ -436,8 +436,8 @@ func TestUploadAllowance(t *testing.T) {
 			}
 		}
 	}
-	half, _ := a.take(now.Add(uploadRefill * 3 / 2)) // what began to come back is not lost
-	if _, ok := half.take(now.Add(uploadRefill * 2)); !ok {
+	half, _ := a.take(uploadLimit, now.Add(uploadLimit.refill*3/2)) // what began to come back is not lost
+	if _, ok := half.take(uploadLimit, now.Add(uploadLimit.refill*2)); !ok {
 		t.Error("half a refill was lost")
 	}
 }
@@ -450,7 +450,7 @@ func TestTooManyUploads(t *testing.T) {
 	upload := func(h *host, volume string) error {
 		return h.Call(t.Context(), "PUT", "/v1/self/volumes/"+volume, api.Upload{Packet: h.packet, Blob: h.blob}, nil)
 	}
-	for n := range uploadBurst - 1 {
+	for n := range uploadLimit.burst - 1 {
 		if err := upload(h, siteVolume); err != nil {
 			t.Fatalf("%d: %v", n, err)
 		}
@@ -463,7 +463,7 @@ func TestTooManyUploads(t *testing.T) {
 	if err := upload(other, "1f1e2d3c-4b5a-4978-8695-a4b3c2d1e0ff"); err != nil {
 		t.Errorf("another machine: %v", err)
 	}
-	s.offset.Store(int64(uploadRefill + time.Second))
+	s.offset.Store(int64(uploadLimit.refill + time.Second))
 	if err := upload(h, siteVolume); err != nil {
 		t.Errorf("a minute later: %v", err)
 	}

@@ -88,7 +88,8 @@ func BenchmarkLists(b *testing.B) {
 	b.Run("upload", func(b *testing.B) {
 		data := srvPacket(b, state, running, boot)
 		for b.Loop() {
-			srv.uploads.forget() // the limit is not what is measured
+			srv.uploads.forget() // the limits are not what is measured
+			srv.events.forget()
 			if err := machine.Call(b.Context(), "PUT", "/v1/self/volumes/"+benchVolume, api.Upload{Packet: data, Blob: []byte("blob")}, nil); err != nil {
 				b.Fatal(err)
 			}
@@ -114,8 +115,8 @@ func BenchmarkLists(b *testing.B) {
 	})
 }
 
-// forget gives every machine its uploads back.
-func (u *uploads) forget() {
+// forget gives every machine all back.
+func (u *allowances) forget() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.left = nil

@@ -1,8 +1,10 @@
 package server
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"mandos-escrow/internal/api"
 	"mandos-escrow/unlock"
@@ -53,5 +55,33 @@ func TestSelfVerify(t *testing.T) {
 		if err := tell(wrong...); api.CodeOf(err) != api.CodeUsage {
 			t.Errorf("%+v: %v", wrong, err)
 		}
+	}
+}
+
+// Of what a machine says so much is written into the log that nothing else is hard
+// to find there, and the disk does not fill; then it waits.
+func TestSelfVerifyFloods(t *testing.T) {
+	s := newSite(t)
+	h, other := s.enroll("laptop7", siteVolume), s.enroll("laptop8", otherVolume)
+	flood := func(h *host, rounds int) (err error) {
+		for round := 0; round < rounds && err == nil; round++ {
+			var checks []unlock.VolumeCheck
+			for n := range unlock.MaxChecks {
+				checks = append(checks, unlock.VolumeCheck{UUID: benchUUID(n), Packet: "x", Reason: fmt.Sprintf("%d", round)})
+			}
+			err = h.Call(t.Context(), "POST", "/v1/self/verify", api.Verify{Volumes: checks}, nil)
+		}
+		return err
+	}
+	wantCode(t, "20 times 64 failures", flood(h, 20), api.CodeLimit)
+	if n := len(s.actions(string(h.boot.KeyID()))); n > eventLimit.burst {
+		t.Errorf("%d entries in the log", n)
+	}
+	if err := flood(other, 1); err != nil {
+		t.Errorf("another machine: %v", err)
+	}
+	s.offset.Store(int64(3 * time.Hour))
+	if err := flood(h, 1); err != nil {
+		t.Errorf("later: %v", err)
 	}
 }
