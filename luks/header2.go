@@ -198,16 +198,24 @@ func (c *copy2) same(o *copy2) bool {
 
 // primary returns the used part of the binary header, as a primary copy has it, followed by the JSON.
 func (c *copy2) primary() ([]byte, error) {
+	whole, err := c.encode(primaryMagic, 0)
+	if err != nil {
+		return nil, err
+	}
+	return append(whole[:binUsed:binUsed], c.json...), nil
+}
+
+// encode returns a whole copy for that place, with its checksum.
+func (c *copy2) encode(magic []byte, offset int64) ([]byte, error) {
 	bin := c.bin
-	copy(bin.Magic[:], primaryMagic)
-	bin.Offset, bin.Csum = 0, [csumSize]byte{}
-	head, err := binary.Append(nil, binary.BigEndian, &bin)
-	if err != nil || len(head) != binUsed {
+	copy(bin.Magic[:], magic)
+	bin.Offset, bin.Csum = uint64(offset), [csumSize]byte{}
+	whole := make([]byte, c.size)
+	if n, err := binary.Encode(whole, binary.BigEndian, &bin); err != nil || n != binUsed {
 		return nil, errors.Join(errors.New("luks: encode LUKS2 header"), err)
 	}
-	area := make([]byte, c.size-binSize)
-	copy(area, c.json)
-	sum := checksum(append(slices.Clone(head), make([]byte, binSize-binUsed)...), area)
-	copy(head[csumAt:], sum[:])
-	return append(head, c.json...), nil
+	copy(whole[binSize:], c.json)
+	sum := checksum(whole[:binSize], whole[binSize:])
+	copy(whole[csumAt:], sum[:])
+	return whole, nil
 }

@@ -15,6 +15,7 @@ import (
 // value is one JSON value (RFC 8259), which is one of its last four fields.
 type value struct {
 	raw     []byte // exactly as it stands
+	at      int    // where in the text
 	members map[string]value
 	list    []value // not nil for an array
 	text    *string
@@ -91,7 +92,7 @@ func (s *jsonScanner) value(depth int) (v value, err error) {
 	default:
 		v.other, err = true, s.other()
 	}
-	v.raw = s.text[start:s.at]
+	v.raw, v.at = s.text[start:s.at], start
 	return v, err
 }
 

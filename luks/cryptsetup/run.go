@@ -24,6 +24,24 @@ func fd(n int) string { return fmt.Sprintf("/dev/fd/%d", 3+n) }
 // run runs one command and returns its standard output, which the caller wipes if it is secret. Op names the command in
 // errors. Each secret is readable for the child at fd(0), fd(1), and so on.
 func (t Tool) run(ctx context.Context, op string, secrets [][]byte, args ...string) ([]byte, error) {
+	pipes := make([]*os.File, 0, len(secrets))
+	defer func() {
+		for _, p := range pipes {
+			p.Close()
+		}
+	}()
+	for _, s := range secrets {
+		r, err := filledPipe(s)
+		if err != nil {
+			return nil, fmt.Errorf("cryptsetup: %s: %w", op, err)
+		}
+		pipes = append(pipes, r)
+	}
+	return t.runWith(ctx, op, pipes, args...)
+}
+
+// runWith is run with files that are open already.
+func (t Tool) runWith(ctx context.Context, op string, files []*os.File, args ...string) ([]byte, error) {
 	path, err := t.path()
 	if err != nil {
 		return nil, err
@@ -35,16 +53,9 @@ func (t Tool) run(ctx context.Context, op string, secrets [][]byte, args ...stri
 	cmd.WaitDelay = killAfter
 	stderr := &limited{}
 	cmd.Stderr = stderr
-	for _, s := range secrets {
-		r, err := filledPipe(s)
-		if err != nil {
-			return nil, fmt.Errorf("cryptsetup: %s: %w", op, err)
-		}
-		defer r.Close()
-		cmd.ExtraFiles = append(cmd.ExtraFiles, r)
-	}
+	cmd.ExtraFiles = files
 	if t.Hold != nil {
-		cmd.ExtraFiles = append(cmd.ExtraFiles, t.Hold)
+		cmd.ExtraFiles = append(files[:len(files):len(files)], t.Hold)
 	}
 	out, err := capture(cmd)
 	if err != nil {
