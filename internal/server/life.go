@@ -246,15 +246,28 @@ func (s *Server) purge(now time.Time) error {
 		return err
 	}
 	for batch := range slices.Chunk(due, lifeBatch) {
-		err := s.store.Update(func(tx *store.Tx) error {
-			for _, id := range batch {
-				if err := purgeOne(tx, id, now); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if err != nil {
+		if err := s.store.Update(func(tx *store.Tx) error { return purgeAll(tx, batch, now) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// purgeAll looks again, in the transaction that removes, whether it may: somebody
+// may have asked for a packet meanwhile, or held it, or found the server set back.
+func purgeAll(tx *store.Tx, ids []string, now time.Time) error {
+	if why, err := store.Unconfirmed.Get(tx); err != nil || why != "" {
+		return err
+	}
+	asked, err := askedFor(tx, now)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if asked[id] {
+			continue
+		}
+		if err := purgeOne(tx, id, now); err != nil {
 			return err
 		}
 	}
@@ -310,7 +323,7 @@ func askedFor(tx *store.Tx, now time.Time) (map[string]bool, error) {
 	return asked, nil
 }
 
-// purgeOne looks again, in the transaction that removes, whether it may.
+// purgeOne removes a packet's bytes, unless it is not due any more.
 func purgeOne(tx *store.Tx, id string, now time.Time) error {
 	e, err := tx.Entry(id)
 	if err != nil {

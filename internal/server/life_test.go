@@ -320,12 +320,22 @@ func TestPurgeWaits(t *testing.T) {
 	}
 	s.setLife("", "PT0S", "PT1H")
 	later := s.now().Add(2 * time.Hour)
+	due, err := s.server.toPurge(later)
+	if err != nil || !slices.Equal(due, []string{first.packetID()}) {
+		t.Fatalf("due: %v, %v", due, err)
+	}
 	asked := newAsk(s.person("hugo", "helpdesk"), &first, escrow.ForPassphrase, 6*time.Hour, s.now())
 	if err := s.people["hugo"].Call(t.Context(), "POST", "/v1/requests", api.Signed{Signed: asked.signed}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.server.purge(later); err != nil || s.packetNow(first.packetID()).State != escrow.Obsolete {
 		t.Errorf("asked for: %s, %v", s.packetNow(first.packetID()).State, err)
+	}
+	err = s.server.store.Update(func(tx *store.Tx) error {
+		return errors.Join(purgeAll(tx, due, later), tx.Audit(store.Event{Time: s.now(), Actor: "test", Action: "test"}))
+	})
+	if err != nil || s.packetNow(first.packetID()).State != escrow.Obsolete {
+		t.Errorf("asked for after it was found to be due: %s, %v", s.packetNow(first.packetID()).State, err)
 	}
 	set := func(why string) {
 		must(0, s.server.store.Update(func(tx *store.Tx) error {
