@@ -10,6 +10,8 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -129,9 +131,75 @@ func parseBlock(block *pem.Block, passphrase []byte) (crypto.PrivateKey, error) 
 // unlock tells a damaged key from a wrong passphrase no better than PKCS#8 does,
 // which has no integrity: that the key is the certificate's, its user finds out.
 func unlock(der, passphrase []byte) (crypto.PrivateKey, error) {
+	if err := checkCost(der); err != nil {
+		return nil, err
+	}
 	key, _, err := pkcs8.ParsePrivateKey(bytes.Clone(der), passphrase)
 	if err != nil {
 		return nil, fmt.Errorf("%w, or a kind of protection that is not known: %w", ErrPassphrase, err)
 	}
 	return key, nil
+}
+
+// What a protected key may cost. openssl itself refuses scrypt with more than
+// 32 MiB, and takes 2048 rounds of PBKDF2 unless it is told otherwise; 10 million
+// are a few seconds.
+const (
+	maxRounds       = 10_000_000
+	maxScryptMemory = 256 << 20 // bytes: 128 N r
+	maxScryptCores  = 8         // p
+)
+
+// The shapes of a protected key (RFC 5958, section 3; RFC 8018, appendix A.4; RFC
+// 7914, section 7), as far as they tell what opening it costs.
+type (
+	lockedKey struct {
+		Algorithm pkix.AlgorithmIdentifier
+		Data      []byte
+	}
+	twoSchemes struct{ Derivation, Encryption pkix.AlgorithmIdentifier }
+	roundsCost struct {
+		Salt   []byte
+		Rounds int
+		Hash   pkix.AlgorithmIdentifier `asn1:"optional"`
+	}
+	scryptCost struct {
+		Salt    []byte
+		N, R, P int
+	}
+)
+
+var (
+	oidPBKDF2 = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5, 12}
+	oidScrypt = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 11591, 4, 11}
+)
+
+// checkCost refuses a key whose own text demands endless time or memory. Whoever
+// brings a file may have been given it.
+func checkCost(der []byte) error {
+	var locked lockedKey
+	var schemes twoSchemes
+	if _, err := asn1.Unmarshal(der, &locked); err != nil {
+		return fmt.Errorf("%w: %w", ErrFile, err)
+	}
+	if _, err := asn1.Unmarshal(locked.Algorithm.Parameters.FullBytes, &schemes); err != nil {
+		return fmt.Errorf("%w: its protection is of another kind than PBES2; convert it with openssl pkcs8 -topk8", ErrFile)
+	}
+	parameters := schemes.Derivation.Parameters.FullBytes
+	switch kind := schemes.Derivation.Algorithm; {
+	case kind.Equal(oidPBKDF2):
+		var c roundsCost
+		if _, err := asn1.Unmarshal(parameters, &c); err != nil || c.Rounds < 1 || c.Rounds > maxRounds {
+			return fmt.Errorf("%w: PBKDF2 with %d rounds; 1 to %d are possible", ErrFile, c.Rounds, maxRounds)
+		}
+	case kind.Equal(oidScrypt):
+		var c scryptCost
+		_, err := asn1.Unmarshal(parameters, &c)
+		if err != nil || c.N < 2 || c.R < 1 || c.P < 1 || c.P > maxScryptCores || c.N > maxScryptMemory/128 || c.R > maxScryptMemory/128/c.N {
+			return fmt.Errorf("%w: scrypt with N %d, r %d, p %d; 128 N r may be %d bytes, and p %d", ErrFile, c.N, c.R, c.P, maxScryptMemory, maxScryptCores)
+		}
+	default:
+		return fmt.Errorf("%w: its key derivation %v is not known; convert it with openssl pkcs8 -topk8", ErrFile, kind)
+	}
+	return nil
 }

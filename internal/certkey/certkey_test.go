@@ -5,6 +5,9 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
 	"errors"
 	"os/exec"
 	"strings"
@@ -73,6 +76,53 @@ func TestParsePrivate(t *testing.T) {
 	}
 }
 
+// A protected key says itself what opening it costs: what asks for hours, or for
+// all memory, is refused before anything is derived.
+func TestExpensiveKeys(t *testing.T) {
+	der := func(value any) []byte {
+		data, err := asn1.Marshal(value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	locked := func(kind asn1.ObjectIdentifier, cost any) []byte {
+		schemes := twoSchemes{
+			pkix.AlgorithmIdentifier{Algorithm: kind, Parameters: asn1.RawValue{FullBytes: der(cost)}},
+			pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 1, 42}, Parameters: asn1.RawValue{FullBytes: der(make([]byte, 16))}},
+		}
+		body := lockedKey{pkix.AlgorithmIdentifier{
+			Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5, 13}, Parameters: asn1.RawValue{FullBytes: der(schemes)},
+		}, make([]byte, 64)}
+		return pem.EncodeToMemory(&pem.Block{Type: lockedType, Bytes: der(body)})
+	}
+	salt := make([]byte, 16)
+	rounds := func(n int) []byte {
+		hash := pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 2, 9}, Parameters: asn1.NullRawValue}
+		return locked(oidPBKDF2, roundsCost{salt, n, hash})
+	}
+	scrypt := func(n, r, p int) []byte { return locked(oidScrypt, scryptCost{salt, n, r, p}) }
+	for name, c := range map[string]struct {
+		file []byte
+		want error
+	}{
+		"PBKDF2, cheap":            {rounds(2048), ErrPassphrase}, // it is derived, and opens nothing
+		"PBKDF2, no round":         {rounds(0), ErrFile},
+		"PBKDF2, a day":            {rounds(1 << 40), ErrFile},
+		"scrypt, cheap":            {scrypt(1024, 8, 1), ErrPassphrase},
+		"scrypt, 1 TiB":            {scrypt(1<<30, 8, 1), ErrFile},
+		"scrypt, by r":             {scrypt(1024, 1<<25, 1), ErrFile},
+		"scrypt, a week":           {scrypt(1<<18, 8, 1<<20), ErrFile},
+		"scrypt, negative":         {scrypt(-1024, 8, 1), ErrFile},
+		"scrypt, with an overflow": {scrypt(1<<20, 1<<60, 1), ErrFile},
+		"of another kind":          {locked(asn1.ObjectIdentifier{1, 2, 3}, salt), ErrFile},
+	} {
+		if key, err := ParsePrivate(c.file, []byte("secret")); key != nil || !errors.Is(err, c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestParseCertificate(t *testing.T) {
 	key := made(t)["PKCS8 EC"]
 	both := append(bytes.Clone(key), openssl(t, key, "req", "-x509", "-new", "-key", "/dev/stdin", "-subj", "/CN=Example", "-days", "2")...)
@@ -99,7 +149,7 @@ func TestParseCertificate(t *testing.T) {
 }
 
 // FuzzFiles: what is refused has a name, and nothing panics. Protected keys are
-// left out: their own text says how much time they cost.
+// left out: their own text says how much time they cost, a few seconds at most.
 func FuzzFiles(f *testing.F) {
 	for name, file := range made(f) {
 		if !strings.HasPrefix(name, "locked") {
