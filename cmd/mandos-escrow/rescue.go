@@ -248,13 +248,7 @@ func rescueHome(below string, invite *api.RescueInvite) (config.Home, error) {
 		dir := filepath.Join(below, fmt.Sprintf("rescue-%x", sum[:8]))
 		return config.Home{Dir: dir}, os.MkdirAll(dir, 0o700)
 	}
-	memory := "/dev/shm"
-	if runtime := os.Getenv("XDG_RUNTIME_DIR"); runtime != "" {
-		memory = runtime
-	} else if os.Geteuid() == 0 {
-		memory = "/run"
-	}
-	dir := filepath.Join(memory, fmt.Sprintf("mandos-escrow-rescue-%x", sum[:8]))
+	dir := filepath.Join(memoryFolder(os.Getenv("XDG_RUNTIME_DIR"), os.Geteuid()), fmt.Sprintf("mandos-escrow-rescue-%x", sum[:8]))
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return config.Home{}, fmt.Errorf("a folder in memory for the rescue: %w; name one with --home", err)
 	}
@@ -262,10 +256,31 @@ func rescueHome(below string, invite *api.RescueInvite) (config.Home, error) {
 	if err != nil {
 		return config.Home{}, err
 	}
-	if owner, ok := info.Sys().(*syscall.Stat_t); !ok || int(owner.Uid) != os.Geteuid() || !info.IsDir() || info.Mode().Perm() != 0o700 {
+	if owner(info) != os.Geteuid() || !info.IsDir() || info.Mode().Perm() != 0o700 {
 		return config.Home{}, fmt.Errorf("%s is somebody else's: name a folder with --home", dir)
 	}
 	return config.Home{Dir: dir}, nil
+}
+
+// memoryFolder is where folders in memory are. runtime, of the environment, counts
+// only if it is uid's: with su or sudo it may be that of somebody else, who could
+// exchange what stands in it.
+func memoryFolder(runtime string, uid int) string {
+	if info, err := os.Lstat(runtime); err == nil && info.IsDir() && owner(info) == uid {
+		return runtime
+	}
+	if uid == 0 {
+		return "/run"
+	}
+	return "/dev/shm"
+}
+
+// owner is a file's owner, or -1.
+func owner(info fs.FileInfo) int {
+	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+		return int(stat.Uid)
+	}
+	return -1
 }
 
 func (r *rescue) run(ctx context.Context) error {

@@ -150,3 +150,32 @@ func TestCorruptServerTowardsARescue(t *testing.T) {
 		})
 	}
 }
+
+// Root that came by su has the environment of somebody else.
+func TestMemoryFolder(t *testing.T) {
+	mine := t.TempDir()
+	link := filepath.Join(mine, "link")
+	if err := os.Symlink(mine, link); err != nil {
+		t.Fatal(err)
+	}
+	uid := os.Geteuid()
+	for _, c := range []struct {
+		runtime string
+		uid     int
+		want    string
+	}{
+		{mine, uid, mine},
+		{mine, uid + 1, "/dev/shm"},
+		{link, uid + 1, "/dev/shm"},
+		{"", 0, "/run"},
+		{"", 1000, "/dev/shm"},
+		{filepath.Join(mine, "nosuch"), 0, "/run"},
+	} {
+		if got := memoryFolder(c.runtime, c.uid); got != c.want {
+			t.Errorf("%q of %d: %s", c.runtime, c.uid, got)
+		}
+	}
+	if got := memoryFolder(link, uid); got == link {
+		t.Error("a link is followed")
+	}
+}
