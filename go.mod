@@ -9,6 +9,7 @@ require (
 	github.com/anatol/luks.go v0.0.0-20260615185044-2658459c8ca5
 	github.com/boombuler/barcode v1.1.0
 	github.com/dgryski/go-camellia v0.0.0-20191119043421-69a8a13fb23d
+	github.com/emmansun/gmsm v0.29.0
 	github.com/grandcat/zeroconf v1.0.0
 	github.com/hashicorp/vault v1.21.4
 	github.com/jzelinskie/whirlpool v0.0.0-20201016144138-0675e54bb004

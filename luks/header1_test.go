@@ -57,7 +57,7 @@ func TestHostile1(t *testing.T) {
 		{"unterminated cipher", func(p *phdr) { text(p.CipherName[:], strings.Repeat("a", 32)) }, ErrDamaged, "cipher name"},
 		{"control character", func(p *phdr) { text(p.CipherMode[:], "xts\x1b[2J") }, ErrDamaged, "cipher mode"},
 		{"unknown hash", func(p *phdr) { text(p.HashSpec[:], "md5") }, ErrUnsupported, `hash "md5"`},
-		{"upper case hash", func(p *phdr) { text(p.HashSpec[:], "SHA256") }, ErrUnsupported, `hash "SHA256"`},
+		{"hash with a blank", func(p *phdr) { text(p.HashSpec[:], "sha256 ") }, ErrUnsupported, `hash "sha256 "`},
 		{"bad uuid", func(p *phdr) { text(p.UUID[:], "../../../etc/passwd") }, ErrDamaged, "uuid"},
 		{"no uuid", func(p *phdr) { text(p.UUID[:], "") }, ErrDamaged, "uuid"},
 		{"unterminated uuid", func(p *phdr) { text(p.UUID[:], strings.Repeat("a", 40)) }, ErrDamaged, "uuid"},

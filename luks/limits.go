@@ -33,16 +33,36 @@ const (
 	maxKeyBytes = 512 // of an unbound keyslot's key
 )
 
-// hashSizes are the hashes that a header may name, with their digest lengths in bytes.
+// hashSizes are the hashes that a header may name, with their digest lengths in bytes: all that cryptsetup 2.6.1 with OpenSSL
+// takes, but for MD4 and MD5, which are broken, and which it refuses itself in LUKS1.
 var hashSizes = map[string]int{
-	"sha1": 20, "sha224": 28, "sha256": 32, "sha384": 48, "sha512": 64, "ripemd160": 20, "whirlpool": 64,
-	"sha3-224": 28, "sha3-256": 32, "sha3-384": 48, "sha3-512": 64, "blake2b-512": 64, "blake2s-256": 32,
+	"sha1": 20, "sha224": 28, "sha256": 32, "sha384": 48, "sha512": 64, "sha512-224": 28, "sha512-256": 32, "ripemd160": 20, "whirlpool": 64,
+	"sha3-224": 28, "sha3-256": 32, "sha3-384": 48, "sha3-512": 64, "blake2b-512": 64, "blake2s-256": 32, "sm3": 32,
 }
 
-// modes are the cipher modes that a header may name, with the key lengths in bytes that go with them.
+// otherNames are what OpenSSL calls them as well. It takes all names in any case, and cryptsetup writes what was typed.
+var otherNames = map[string]string{
+	"sha-1": "sha1", "sha-224": "sha224", "sha-256": "sha256", "sha-384": "sha384", "sha-512": "sha512",
+	"sha2-224": "sha224", "sha2-256": "sha256", "sha2-384": "sha384", "sha2-512": "sha512",
+	"ripemd-160": "ripemd160", "rmd160": "ripemd160", "blake2b512": "blake2b-512", "blake2s256": "blake2s-256",
+}
+
+// hashName is the name that hashSizes has, if it has the hash.
+func hashName(written string) string {
+	name := strings.ToLower(written)
+	if usual, ok := otherNames[name]; ok {
+		return usual
+	}
+	return name
+}
+
+// modes are the cipher modes that a header may name, with the key lengths in bytes that go with them. LRW's has a block more
+// than the cipher's. Not among them are those under which equal sectors show (ecb, and null for an IV), a rewritten sector
+// gives the plaintext away (ctr), the sector's number is not in the IV (random), and the IVs of other systems' volumes.
 var modes = map[string][]int{
-	"xts-plain64": {32, 48, 64}, "xts-plain": {32, 48, 64},
-	"cbc-essiv:sha256": {16, 24, 32}, "cbc-plain": {16, 24, 32}, "cbc-plain64": {16, 24, 32},
+	"xts-plain64": {32, 48, 64}, "xts-plain": {32, 48, 64}, "xts-essiv:sha256": {32, 48, 64},
+	"cbc-essiv:sha256": {16, 24, 32}, "cbc-plain": {16, 24, 32}, "cbc-plain64": {16, 24, 32}, "cbc-benbi": {16, 24, 32},
+	"lrw-benbi": {32, 40, 48},
 }
 
 // keyLengths returns the key lengths in bytes of an allowed cipher, nothing for any other.
@@ -61,7 +81,7 @@ func keyLengths(cipher string) []int {
 
 // checkCipher refuses a cipher that is not on the list, or that does not take keys of that many bytes (0: not known).
 func checkCipher(where, cipher string, keyBytes int) error {
-	if strings.Contains(strings.ToLower(cipher), "null") {
+	if strings.Contains(strings.ToLower(strings.TrimSuffix(cipher, "-null")), "null") { // at the end it is an IV
 		return fmt.Errorf("%w: %s: null cipher %q encrypts nothing", ErrUnsupported, where, cipher)
 	}
 	lengths := keyLengths(cipher)
@@ -75,7 +95,7 @@ func checkCipher(where, cipher string, keyBytes int) error {
 }
 
 func checkHash(where, hash string) error {
-	if _, ok := hashSizes[hash]; !ok {
+	if _, ok := hashSizes[hashName(hash)]; !ok {
 		return fmt.Errorf("%w: %s: hash %q is not one of those allowed", ErrUnsupported, where, hash)
 	}
 	return nil
@@ -88,8 +108,8 @@ func checkDigest(where string, d Digest) error {
 	if len(d.Salt) != saltSize {
 		return fmt.Errorf("%w: %s: salt of %d bytes, must be %d", ErrDamaged, where, len(d.Salt), saltSize)
 	}
-	if n := len(d.Value); n != hashSizes[d.Hash] && n != digest1Size {
-		return fmt.Errorf("%w: %s: digest of %d bytes, %s gives %d", ErrDamaged, where, n, d.Hash, hashSizes[d.Hash])
+	if n, size := len(d.Value), hashSizes[hashName(d.Hash)]; n != size && n != digest1Size {
+		return fmt.Errorf("%w: %s: digest of %d bytes, %s gives %d", ErrDamaged, where, n, d.Hash, size)
 	}
 	return checkIterations(where, d.Iterations, MaxDigestIterations)
 }

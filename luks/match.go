@@ -13,6 +13,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/emmansun/gmsm/sm3"
 	"github.com/jzelinskie/whirlpool"
 	"golang.org/x/crypto/blake2b"
 	"golang.org/x/crypto/blake2s"
@@ -109,9 +110,9 @@ func (h *Header) VerifyVolumeKey(key []byte) error {
 	return nil
 }
 
-// hashes returns the hash of that name, one of hashSizes.
+// hashes returns the hash of that name, one of hashSizes or otherNames.
 func hashes(name string) func() hash.Hash {
-	switch name {
+	switch hashName(name) {
 	case "sha1":
 		return sha1.New
 	case "sha224":
@@ -122,6 +123,10 @@ func hashes(name string) func() hash.Hash {
 		return sha512.New384
 	case "sha512":
 		return sha512.New
+	case "sha512-224":
+		return sha512.New512_224
+	case "sha512-256":
+		return sha512.New512_256
 	case "sha3-224":
 		return func() hash.Hash { return sha3.New224() }
 	case "sha3-256":
@@ -134,6 +139,8 @@ func hashes(name string) func() hash.Hash {
 		return ripemd160.New
 	case "whirlpool":
 		return whirlpool.New
+	case "sm3":
+		return sm3.New
 	case "blake2b-512":
 		return func() hash.Hash { return must(blake2b.New512(nil)) }
 	case "blake2s-256":

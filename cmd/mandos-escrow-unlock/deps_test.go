@@ -29,7 +29,7 @@ var denied = map[string]string{
 // allowedModules are all that may be linked beside the standard library.
 var allowedModules = []string{
 	"mandos-escrow/", "golang.org/x/crypto/", "golang.org/x/sys/", "github.com/ProtonMail/go-crypto/", "github.com/cloudflare/circl/",
-	"github.com/hashicorp/vault/shamir/", "github.com/jzelinskie/whirlpool/", "golang.org/x/net/dns/dnsmessage/",
+	"github.com/hashicorp/vault/shamir/", "github.com/emmansun/gmsm/sm3/", "github.com/jzelinskie/whirlpool/", "golang.org/x/net/dns/dnsmessage/",
 }
 
 func TestDependencies(t *testing.T) {

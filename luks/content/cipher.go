@@ -25,7 +25,8 @@ var blockCiphers = map[string]blockCipher{
 	"twofish": func(key []byte) (cipher.Block, error) { return twofish.NewCipher(key) },
 }
 
-// newCipher knows all ciphers that package luks admits. Errors: ErrCipher, or that the key has no length that the cipher takes.
+// newCipher knows the ciphers that package luks admits, but for LRW, which no library has, and XTS under IVs of more than 64
+// bits (ESSIV), which none takes. Errors: ErrCipher, or that the key has no length that the cipher takes.
 func newCipher(name string, key []byte) (c sectorCipher, err error) {
 	algorithm, mode, _ := strings.Cut(name, "-")
 	block := blockCiphers[algorithm]
@@ -46,6 +47,8 @@ func newCipher(name string, key []byte) (c sectorCipher, err error) {
 		c, err = newCBC(block, key, func(iv []byte, n uint64) { binary.LittleEndian.PutUint64(iv, n) })
 	case "cbc-plain":
 		c, err = newCBC(block, key, func(iv []byte, n uint64) { binary.LittleEndian.PutUint32(iv, uint32(n)) })
+	case "cbc-benbi":
+		c, err = newCBC(block, key, func(iv []byte, n uint64) { binary.BigEndian.PutUint64(iv[8:], n<<5+1) }) // the cipher block's number, from 1
 	case "cbc-essiv:sha256":
 		c, err = newESSIV(block, key)
 	default:
