@@ -98,6 +98,9 @@ func (s *Server) register(tx *store.Tx, c call, reg *api.Registration, token sto
 	if _, err := tx.MachineByRunning(c.key.KeyID()); err == nil {
 		return api.Errorf(api.CodeRefused, "refused: this running identity belongs to another machine; after an unenroll that was interrupted, finish it with `mandos-escrow unenroll`")
 	}
+	if err := notImported(tx, reg.Boot.KeyID()); err != nil {
+		return err
+	}
 	m := unlock.Machine{
 		KeyID: reg.Boot.KeyID(), RunningKeyID: c.key.KeyID(), RunningKey: c.key, Name: reg.Name, Host: reg.Name,
 		MachineIDHash: reg.MachineIDHash, Group: token.Group, Hold: token.Hold, TokenID: token.ID,

@@ -8,6 +8,7 @@ import (
 
 	"mandos-escrow/escrow"
 	"mandos-escrow/internal/api"
+	"mandos-escrow/internal/identity"
 	"mandos-escrow/store"
 )
 
@@ -97,6 +98,20 @@ func storeImport(tx *store.Tx, entry escrow.Entry, data []byte) error {
 		return fmt.Errorf("imports of volume %s: %w", entry.Volume.UUID, err)
 	}
 	return tx.PutPacket(entry, data)
+}
+
+// notImported refuses a machine whose key made a packet that somebody imported: it
+// would be the machine's own, to prove and to replace.
+func notImported(tx *store.Tx, id identity.KeyID) error {
+	for e, err := range tx.EntriesOf(id) {
+		if err != nil {
+			return err
+		}
+		if e.Imported {
+			return api.Errorf(api.CodeRefused, "refused: this identity signed packet %s, which an administrator imported", e.ID)
+		}
+	}
+	return nil
 }
 
 // ownFirst leaves the imports out where a machine's own packet is there: nobody

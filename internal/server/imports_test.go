@@ -241,3 +241,27 @@ func TestImportsOfOneVolume(t *testing.T) {
 	}
 	s.enroll("laptop7", siteVolume) // which no import hinders
 }
+
+// Whoever made a packet that an administrator brings may have kept its one-off key.
+// A machine with that key could say that the packet was proved, so there is none.
+func TestImportsOneOffKeyIsNoMachine(t *testing.T) {
+	s := newSite(t)
+	adam := s.person("adam", "admin")
+	master, _ := siteMaster()
+	oneOff := must(identity.Generate())
+	header := escrow.Header{Machine: "old", KeyID: oneOff.KeyID(), MachineIDHash: strings.Repeat("ab", 32), Volume: escrow.Volume{UUID: siteVolume}}
+	payload := &escrow.VolumeKeyPayload{Key: siteVolumeKey, Cipher: "aes-xts-plain64", KeyBits: 512, DataOffset: escrow.NoOffset}
+	data := must(escrow.Make(header, s.policy(), []*seal.PublicKey{master.Public()}, []escrow.Payload{payload}, oneOff, time.Now()))
+	brought, err := adam.bring(data, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mallory := newHost(s, "mallory")
+	mallory.boot = oneOff
+	wantCode(t, "enrols", mallory.register(s.token(1)), api.CodeRefused)
+	err = mallory.Call(t.Context(), "POST", "/v1/self/volumes/"+siteVolume+"/commit", api.Commit{Packet: brought.ID}, nil)
+	wantCode(t, "says that it is proved", err, api.CodeRefused)
+	if p := s.packetNow(brought.ID); p.State != escrow.Pending || p.Verified {
+		t.Errorf("it is %s", p.State)
+	}
+}
