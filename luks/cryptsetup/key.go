@@ -21,7 +21,8 @@ const AnySlot = -1
 const noToken = "mandos-escrow-no-token"
 
 // VolumeKey returns the volume key, proved by the header's digest. The caller wipes it. dev may also be a header without its
-// data (luks.ReadHeaderFile). Errors: ErrPassphrase, those of package luks.
+// data (luks.ReadHeaderFile). Of a LUKS2 header with one damaged copy cryptsetup writes that copy anew. Errors: ErrPassphrase,
+// those of package luks.
 func (t Tool) VolumeKey(ctx context.Context, dev string, passphrase []byte) ([]byte, error) {
 	h, err := luks.ReadHeaderFile(dev)
 	if err != nil {

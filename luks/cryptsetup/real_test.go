@@ -81,6 +81,66 @@ func TestVolumeKey(t *testing.T) {
 	})
 }
 
+// TestVolumeKeyOfAny: of keys of any length, with hashes that are seldom seen, from a volume, from its header alone, and from a
+// LUKS2 volume of whose header only the secondary copy is left. A passphrase of an unbound keyslot gives no key.
+func TestVolumeKeyOfAny(t *testing.T) {
+	for _, c := range []struct {
+		typ, cipher, bits, hash string
+	}{
+		{luks.Type1, "aes-cbc-plain", "128", "sm3"}, {luks.Type1, "aes-cbc-benbi", "192", "SHA512-224"}, {luks.Type1, "aes-xts-essiv:sha256", "512", "whirlpool"},
+		{luks.Type2, "aes-cbc-essiv:sha256", "128", "sm3"}, {luks.Type2, "aes-cbc-plain64", "192", "rmd160"}, {luks.Type2, "aes-xts-plain", "256", "sha512-256"},
+	} {
+		t.Run(c.typ+" "+c.cipher+" "+c.hash, func(t *testing.T) {
+			t.Parallel()
+			dev := volume(t, c.typ, "--cipher", c.cipher, "--key-size", c.bits, "--hash", c.hash)
+			folder := filepath.Dir(dev)
+			backup, other := filepath.Join(folder, "backup"), filepath.Join(folder, "other")
+			if out, err := exec.Command("cryptsetup", "-q", "luksHeaderBackup", "--header-backup-file", backup, dev).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			h := header(t, dev)
+			key, err := tool.VolumeKey(t.Context(), dev, user)
+			if err != nil || h.VerifyVolumeKey(key) != nil || len(key)*8 != h.KeyBits {
+				t.Fatalf("%d bytes, %v", len(key), err)
+			}
+			if alone, err := tool.VolumeKey(t.Context(), backup, user); err != nil || !bytes.Equal(alone, key) {
+				t.Errorf("of the header alone: %v", err)
+			}
+			if c.typ == luks.Type1 {
+				return
+			}
+			if err := os.WriteFile(other, boot, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			add := exec.Command("cryptsetup", "-q", "luksAddKey", "--unbound", "--key-size", "256", "--key-slot", "9", "--pbkdf", "pbkdf2",
+				"--pbkdf-force-iterations", "1000", dev, other)
+			if out, err := add.CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			if wrong, err := tool.VolumeKey(t.Context(), dev, boot); err == nil {
+				t.Errorf("an unbound keyslot gave a key of %d bytes", len(wrong))
+			}
+			f, err := os.OpenFile(dev, os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = f.WriteAt(make([]byte, 4096), 0)
+			if err := errors.Join(err, f.Close()); err != nil {
+				t.Fatal(err)
+			}
+			if h = header(t, dev); len(h.Warnings) != 1 {
+				t.Errorf("warnings %q", h.Warnings)
+			}
+			if again, err := tool.VolumeKey(t.Context(), dev, user); err != nil || !bytes.Equal(again, key) {
+				t.Errorf("by the secondary copy: %v", err)
+			}
+			if h = header(t, dev); len(h.Warnings) != 0 {
+				t.Errorf("cryptsetup has not mended the primary copy: %q", h.Warnings)
+			}
+		})
+	}
+}
+
 func TestTest(t *testing.T) {
 	each(t, func(t *testing.T, dev string) {
 		add(t, dev, boot, 3)
