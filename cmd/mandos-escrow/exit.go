@@ -47,6 +47,10 @@ var errNotRunning = errors.New("no server runs")
 // errStaleKey: the same for its volume key.
 var errStaleKey = errors.New("the volume key in this packet is not that of the volume, which has the same UUID: it was re-encrypted or made anew since; nothing was changed")
 
+// errUnproved: a packet whose format authenticates nothing, and whose secret does
+// not open the volume that it names.
+var errUnproved = errors.New("this packet of volume_key proves nothing of what it says, and does not open its volume")
+
 // errHeaderGone: nothing that a passphrase could be added to.
 var errHeaderGone = errors.New("its LUKS header is gone or damaged")
 
@@ -68,7 +72,7 @@ var exits = []struct {
 	{exitNotApproved, []error{recovery.ErrNotApproved}},
 	{exitLimit, []error{escrow.ErrLimit, store.ErrFull, enroll.ErrFull, cryptsetup.ErrFull}},
 	{exitIntegrity, []error{
-		escrow.ErrIntegrity, escrow.ErrOtherKey, escrow.ErrPolicy, escrow.ErrForeignShare, escrow.ErrCorruptShare, escrow.ErrDuplicateShare, escrow.ErrTooFew,
+		errUnproved, escrow.ErrIntegrity, escrow.ErrOtherKey, escrow.ErrPolicy, escrow.ErrForeignShare, escrow.ErrCorruptShare, escrow.ErrDuplicateShare, escrow.ErrTooFew,
 		escrow.ErrCommitment, seal.ErrIntegrity, seal.ErrRecipient, seal.ErrSigner, record.ErrFormat, api.ErrTicket,
 		recovery.ErrRequest, recovery.ErrApproval, recovery.ErrShare, identity.ErrSignature, store.ErrAudit, store.ErrKey, store.ErrDamaged,
 		luks.ErrNotLUKS, luks.ErrDamaged, luks.ErrTooExpensive, luks.ErrUnsupported, luks.ErrRequirement, server.ErrBackup, unlock.ErrConfig, unlock.ErrBlob, enroll.ErrKeyslot, enroll.ErrEscrow,

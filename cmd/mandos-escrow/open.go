@@ -59,6 +59,15 @@ type openedFile struct {
 	unproved []string
 }
 
+// doubt: that a secret opens nothing is no sign of its age in a packet that anybody
+// could have changed.
+func (f *openedFile) doubt(err error) error {
+	if len(f.unproved) > 0 && (errors.Is(err, errStaleKey) || errors.Is(err, errStale)) {
+		return fmt.Errorf("%w: it is damaged, somebody changed it, or %w", errUnproved, err)
+	}
+	return err
+}
+
 // openFile opens a packet, however it is sealed. Whoever calls it wipes what it
 // returns.
 func openFile(g *globals, o openOptions, path string) (*openedFile, error) {

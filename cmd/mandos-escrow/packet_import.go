@@ -20,7 +20,6 @@ import (
 	"mandos-escrow/internal/seal"
 	"mandos-escrow/internal/secret"
 	"mandos-escrow/luks"
-	"mandos-escrow/luks/cryptsetup"
 )
 
 type importOptions struct {
@@ -133,7 +132,7 @@ func (o importOptions) openProved(ctx context.Context, g *globals, path string, 
 	if o.device == "" {
 		return src, nil
 	}
-	if err := src.prove(ctx, o.device); err != nil {
+	if err := src.prove(ctx, g, o.device); err != nil {
 		src.Wipe()
 		return nil, err
 	}
@@ -143,7 +142,7 @@ func (o importOptions) openProved(ctx context.Context, g *globals, path string, 
 // prove checks each secret against the volume: the key by its digest, a
 // passphrase by opening a keyslot. What the packet did not know of the volume,
 // and its header knows, it knows afterwards.
-func (s *source) prove(ctx context.Context, device string) error {
+func (s *source) prove(ctx context.Context, g *globals, device string) error {
 	header, err := luks.ReadHeaderFile(device)
 	if err != nil {
 		return err
@@ -155,25 +154,21 @@ func (s *source) prove(ctx context.Context, device string) error {
 		return usage("%s is a header without its data: a passphrase is proved on the volume itself", device)
 	}
 	if p := s.VolumeKey; p != nil {
-		if err := header.VerifyVolumeKey(p.Key); err != nil {
-			return fmt.Errorf("%s: %w", device, err)
-		}
-		if err := sameGeometry(p, header, device); err != nil {
-			return err
+		if err := proveKey(p, header, device); err != nil {
+			return s.doubt(err)
 		}
 		known := volumeKeyPayload(header, p.Key)
 		known.Fingerprint = p.Fingerprint
 		p.Wipe()
 		s.VolumeKey = known
+		if err := addFingerprint(g, known, header, device); err != nil {
+			return fmt.Errorf("%s: look at the data: %w", device, err)
+		}
 	}
 	if p := s.Passphrase; p != nil {
-		slot := p.Slot
-		if p.Foreign {
-			slot = cryptsetup.AnySlot // volume_key's number may be out of date
-		}
-		opens, err := cryptsetup.Tool{}.Test(ctx, device, p.Passphrase, slot)
+		opens, err := provePassphrase(ctx, p, header, device)
 		if err != nil {
-			return fmt.Errorf("prove the passphrase: %w", err)
+			return s.doubt(err)
 		}
 		p.Slot, p.LUKSType = opens, header.Type
 	}

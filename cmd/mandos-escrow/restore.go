@@ -36,7 +36,7 @@ func restoreFile(ctx context.Context, g *globals, o openOptions, path, device, n
 	}
 	defer opened.Wipe()
 	if _, err := how.plan(ctx, opened.Opened, device); err != nil {
-		return err
+		return opened.doubt(err)
 	}
 	passphrase, err := g.newSecret(newPassphraseFile, "--new-passphrase-file", "New passphrase of the volume: ")
 	if err != nil {
@@ -103,30 +103,45 @@ func sameVolume(opened *escrow.Opened, header *luks.Header, device string) error
 func keyFor(ctx context.Context, opened *escrow.Opened, header *luks.Header, device string) (cryptsetup.Key, error) {
 	var stale error
 	if p := opened.VolumeKey; p != nil {
-		err := header.VerifyVolumeKey(p.Key)
-		if err == nil {
-			return cryptsetup.Key{VolumeKey: p.Key}, sameGeometry(p, header, device)
+		stale = proveKey(p, header, device)
+		if !errors.Is(stale, errStaleKey) {
+			return cryptsetup.Key{VolumeKey: p.Key}, stale
 		}
-		if !errors.Is(err, luks.ErrVolumeKey) {
-			return cryptsetup.Key{}, err
-		}
-		stale = fmt.Errorf("%w: %s", errStaleKey, device)
 	}
 	p := opened.Passphrase
 	if p == nil {
 		return cryptsetup.Key{}, stale
 	}
+	_, err := provePassphrase(ctx, p, header, device)
+	return cryptsetup.Key{Passphrase: p.Passphrase}, err
+}
+
+// proveKey is errStaleKey for a key that the volume's digest is not of.
+func proveKey(p *escrow.VolumeKeyPayload, header *luks.Header, device string) error {
+	err := header.VerifyVolumeKey(p.Key)
+	if errors.Is(err, luks.ErrVolumeKey) {
+		return fmt.Errorf("%w: %s", errStaleKey, device)
+	}
+	if err != nil {
+		return err
+	}
+	return sameGeometry(p, header, device)
+}
+
+// provePassphrase returns the keyslot that a passphrase opens, or errStale. That of
+// somebody else may have moved to another keyslot than the packet names.
+func provePassphrase(ctx context.Context, p *escrow.PassphrasePayload, header *luks.Header, device string) (int, error) {
 	slot := p.Slot
 	if _, active := header.Slot(slot); p.Foreign {
 		slot = cryptsetup.AnySlot
 	} else if !active {
-		return cryptsetup.Key{}, fmt.Errorf("%w: %s: keyslot %d, which it names, is not there", errStale, device, slot)
+		return 0, fmt.Errorf("%w: %s: keyslot %d, which it names, is not there", errStale, device, slot)
 	}
-	_, err := cryptsetup.Tool{}.Test(ctx, device, p.Passphrase, slot)
+	opens, err := cryptsetup.Tool{}.Test(ctx, device, p.Passphrase, slot)
 	if errors.Is(err, cryptsetup.ErrPassphrase) {
 		err = fmt.Errorf("%w: %s", errStale, device)
 	}
-	return cryptsetup.Key{Passphrase: p.Passphrase}, err
+	return opens, err
 }
 
 // sameGeometry refuses a header that has the volume key, and says something else

@@ -253,14 +253,7 @@ func (s *save) payloads(g *globals, o saveOptions) ([]escrow.Payload, int, error
 	}
 	p := volumeKeyPayload(s.header, s.key)
 	all = append(all, p)
-	var err error
-	if !s.header.Alone {
-		p.Fingerprint, err = fingerprint(p, s.device)
-	}
-	if errors.Is(err, content.ErrCipher) {
-		g.warn(fmt.Sprintf("no fingerprint of the data: %v", err))
-		err = nil
-	}
+	err := addFingerprint(g, p, s.header, s.device)
 	return all, len(p.Fingerprint), err
 }
 
@@ -272,6 +265,21 @@ func volumeKeyPayload(h *luks.Header, key []byte) *escrow.VolumeKeyPayload {
 		DigestHash: h.Digest.Hash, DigestIterations: h.Digest.Iterations, DigestSalt: h.Digest.Salt, Digest: h.Digest.Value,
 		HeaderBackup: h.Backup(),
 	}
+}
+
+// addFingerprint adds what the data are known by, if they are there, and their
+// cipher is known here.
+func addFingerprint(g *globals, p *escrow.VolumeKeyPayload, header *luks.Header, device string) error {
+	if header.Alone {
+		return nil
+	}
+	found, err := fingerprint(p, device)
+	if errors.Is(err, content.ErrCipher) {
+		g.warn(fmt.Sprintf("no fingerprint of the data: %v", err))
+		return nil
+	}
+	p.Fingerprint = found
+	return err
 }
 
 func fingerprint(p *escrow.VolumeKeyPayload, device string) ([][]byte, error) {

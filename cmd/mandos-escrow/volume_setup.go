@@ -47,7 +47,7 @@ func runSetup(ctx context.Context, g *globals, o openOptions, device, path, name
 	}
 	key, err := keyFor(ctx, opened.Opened, header, device)
 	if err != nil {
-		return err
+		return opened.doubt(err)
 	}
 	if err := (cryptsetup.Tool{}).Open(ctx, device, key, name); err != nil {
 		return err

@@ -22,8 +22,9 @@ func newVolumeShow(g *globals) *cobra.Command {
 Secrets are shown with --secrets only, as one line each, or in the JSON: send them
 nowhere but to a terminal or a file that nobody else can read.
 
-FILE is any packet: of "volume save", "recover --release", "packet export", or a
-printed sheet that was typed or scanned.`,
+FILE is any packet: of "volume save", "recover --release", "packet export", of the
+program volume_key, or a printed sheet that was typed or scanned. What the old format
+does not authenticate is named.`,
 		Example: `  mandos-escrow volume show laptop7.asc --packet-passphrase-file P
   mandos-escrow volume show laptop7.packet --key escrow-key.pem --secrets --json`,
 		Args: exactArgs(1),
