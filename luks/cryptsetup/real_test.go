@@ -87,8 +87,12 @@ func TestVolumeKeyOfAny(t *testing.T) {
 	for _, c := range []struct {
 		typ, cipher, bits, hash string
 	}{
-		{luks.Type1, "aes-cbc-plain", "128", "sm3"}, {luks.Type1, "aes-cbc-benbi", "192", "SHA512-224"}, {luks.Type1, "aes-xts-essiv:sha256", "512", "whirlpool"},
-		{luks.Type2, "aes-cbc-essiv:sha256", "128", "sm3"}, {luks.Type2, "aes-cbc-plain64", "192", "rmd160"}, {luks.Type2, "aes-xts-plain", "256", "sha512-256"},
+		{luks.Type1, "aes-cbc-plain", "128", "sm3"},
+		{luks.Type1, "aes-cbc-benbi", "192", "SHA512-224"},
+		{luks.Type1, "aes-xts-essiv:sha256", "512", "whirlpool"},
+		{luks.Type2, "aes-cbc-essiv:sha256", "128", "sm3"},
+		{luks.Type2, "aes-cbc-plain64", "192", "rmd160"},
+		{luks.Type2, "aes-xts-plain", "256", "sha512-256"},
 	} {
 		t.Run(c.typ+" "+c.cipher+" "+c.hash, func(t *testing.T) {
 			t.Parallel()
