@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"mandos-escrow/escrow"
-	"mandos-escrow/escrow/volumekey"
 	"mandos-escrow/internal/api"
 	"mandos-escrow/internal/config"
 	"mandos-escrow/internal/identity"
@@ -45,7 +44,7 @@ func newPacketImport(g *globals) *cobra.Command {
 With --device the packet's secrets are first proved on the volume; without, the
 packet stays "pending", because nobody knows yet whether it opens anything. It
 never replaces what a machine itself escrowed. The same FILE again is the same
-packet.
+packet, unless a proof completes it from the volume's header: then both are there.
 
 With several servers, --threshold says how many of them must agree before the
 packet opens. With --out nothing is uploaded: a packet under a new packet
@@ -119,7 +118,8 @@ func runImport(ctx context.Context, g *globals, o importOptions, path string) er
 // source is an opened packet on its way to a server or a file.
 type source struct {
 	*openedFile
-	proved bool
+	proved    bool
+	completed bool // from the volume's header, with what the packet did not say
 }
 
 // openProved opens a packet and proves it, if there is a volume to prove it on.
@@ -157,12 +157,8 @@ func (s *source) prove(ctx context.Context, g *globals, device string) error {
 		if err := proveKey(p, header, device); err != nil {
 			return s.doubt(err)
 		}
-		known := volumeKeyPayload(header, p.Key)
-		known.Fingerprint = p.Fingerprint
-		p.Wipe()
-		s.VolumeKey = known
-		if err := addFingerprint(g, known, header, device); err != nil {
-			return fmt.Errorf("%s: look at the data: %w", device, err)
+		if err := s.complete(g, header, device); err != nil {
+			return err
 		}
 	}
 	if p := s.Passphrase; p != nil {
@@ -170,9 +166,29 @@ func (s *source) prove(ctx context.Context, g *globals, device string) error {
 		if err != nil {
 			return s.doubt(err)
 		}
+		s.completed = s.completed || p.Slot != opens || p.LUKSType != header.Type
 		p.Slot, p.LUKSType = opens, header.Type
 	}
 	s.proved = true
+	return nil
+}
+
+// complete gives a volume key what its packet did not say of the volume.
+func (s *source) complete(g *globals, header *luks.Header, device string) error {
+	p := s.VolumeKey
+	if p.DataOffset == escrow.NoOffset || p.DigestHash == "" || len(p.HeaderBackup) == 0 {
+		known := volumeKeyPayload(header, p.Key)
+		known.Fingerprint = p.Fingerprint
+		p.Wipe()
+		s.VolumeKey, s.completed = known, true
+	}
+	if len(s.VolumeKey.Fingerprint) != 0 {
+		return nil
+	}
+	if err := addFingerprint(g, s.VolumeKey, header, device); err != nil {
+		return fmt.Errorf("%s: look at the data: %w", device, err)
+	}
+	s.completed = s.completed || len(s.VolumeKey.Fingerprint) != 0
 	return nil
 }
 
@@ -193,25 +209,21 @@ func (s *source) header(id string, now time.Time) escrow.Header {
 	return escrow.Header{ID: id, Created: now, Machine: s.Header.Machine, Volume: s.Header.Volume}
 }
 
-// importID makes the packet of a file the same one whenever this home imports it
-// under this policy, from what tells nothing of its secrets: a packet's own id, or
-// what is sealed. A packet of volume_key that seals nothing has a new one each time.
-// Another home seals other bytes, and so has another id for them.
-func (s *source) importID(home *identity.Key, policy escrow.Policy, data []byte) string {
-	digest := policy.Digest()
-	text := append([]byte("mandos-escrow import "+home.KeyID()+" "), digest[:]...)
-	if s.sealing == escrow.ByVolumeKey {
-		if p, err := volumekey.Parse(data); err != nil || p.Format == volumekey.Clear {
-			return secret.ID()
-		}
-		text = append(text, data...)
-	} else {
-		text = append(text, s.Header.ID...)
-		for _, p := range s.payloads() {
-			text = append(text, " "+p.Name()...)
-		}
+// importID makes the packet of a file the same one whenever this home imports the
+// same secrets under this policy, and another one when a proof completed it: what
+// was proved is never said of other bytes. The signature is a keyed digest: who has
+// not the home's key learns nothing of the secrets from it.
+func (s *source) importID(home *identity.Key, policy escrow.Policy, data []byte, completed bool) string {
+	what := sha256.Sum256(s.Plain)
+	if s.sealing == escrow.ByVolumeKey { // its plaintext here has an id of this moment
+		what = sha256.Sum256(data)
 	}
-	sum := sha256.Sum256(text)
+	digest := policy.Digest()
+	text := append(digest[:], what[:]...)
+	if completed {
+		text = append(text, "completed"...)
+	}
+	sum := sha256.Sum256(home.Sign("import", text))
 	return hex.EncodeToString(sum[:16])
 }
 
@@ -223,17 +235,20 @@ func (s *source) sealAnew(at *session, policy escrow.Policy, keys []*seal.Public
 	if at.key == nil { // on the server itself
 		return sealToTrustees(s.header(secret.ID(), now), policy, keys, s.payloads(), now)
 	}
-	id := s.importID(at.key, policy, data)
-	kept, err := at.home.Import(id)
-	if err == nil {
+	id := s.importID(at.key, policy, data, s.completed)
+	for _, id := range []string{s.importID(at.key, policy, data, true), id} { // the completed one knows more
+		kept, err := at.home.Import(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
 		packet, err := escrow.Parse(kept)
 		if err == nil {
 			err = packet.CheckPolicy(policy)
 		}
 		return kept, err
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
 	}
 	packet, err := sealToTrustees(s.header(id, now), policy, keys, s.payloads(), now)
 	if err != nil {
