@@ -14,7 +14,7 @@ header() { # TYPE CIPHER BITS [refused]
 	kdf=--pbkdf-force-iterations=1000
 	[ "$1" = luks1 ] || kdf="$kdf --pbkdf=pbkdf2 --luks2-keyslots-size=1m"
 	# shellcheck disable=SC2086 # two options
-	cryptsetup luksFormat -q --type "$1" $kdf -c "$2" -s "$3" --key-file pw v 2>/dev/null
+	cryptsetup luksFormat -q --type "$1" $kdf -c "$2" -s "$3" --key-file pw v >/dev/null 2>&1
 	key=$(cryptsetup luksDump -q --dump-volume-key --key-file pw v | sed -n '/MK dump:/,$p' | sed 's/MK dump://' | tr -d ' \t\n')
 	if [ "$1" = luks1 ]; then
 		head -c 592 v >image
@@ -58,6 +58,8 @@ data() {
 			for iv in 0 4294967304; do
 				key=$(awk -v n="${c##*:}" 'BEGIN { for (i = 0; i < n; i++) printf "%02x", (7 * i + 1) % 256 }')
 				dmsetup create kernel-sh --table "0 64 crypt ${c%:*} $key $iv $loop 8 1 sector_size:$size"
+				dmsetup mknodes kernel-sh # where there is no udev
+				[ -b /dev/mapper/kernel-sh ]
 				dd if=plain of=/dev/mapper/kernel-sh bs=4k count=1 conv=fsync 2>/dev/null
 				dmsetup remove --retry kernel-sh
 				echo 3 >/proc/sys/vm/drop_caches
