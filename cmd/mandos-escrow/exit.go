@@ -72,7 +72,7 @@ var exits = []struct {
 	{exitNotApproved, []error{recovery.ErrNotApproved}},
 	{exitLimit, []error{escrow.ErrLimit, store.ErrFull, enroll.ErrFull, cryptsetup.ErrFull}},
 	{exitIntegrity, []error{
-		errUnproved, escrow.ErrIntegrity, escrow.ErrOtherKey, escrow.ErrPolicy, escrow.ErrForeignShare, escrow.ErrCorruptShare, escrow.ErrDuplicateShare, escrow.ErrTooFew,
+		errHeaderGone, errUnproved, escrow.ErrIntegrity, escrow.ErrOtherKey, escrow.ErrPolicy, escrow.ErrForeignShare, escrow.ErrCorruptShare, escrow.ErrDuplicateShare, escrow.ErrTooFew,
 		escrow.ErrCommitment, seal.ErrIntegrity, seal.ErrRecipient, seal.ErrSigner, record.ErrFormat, api.ErrTicket,
 		recovery.ErrRequest, recovery.ErrApproval, recovery.ErrShare, identity.ErrSignature, store.ErrAudit, store.ErrKey, store.ErrDamaged,
 		luks.ErrNotLUKS, luks.ErrDamaged, luks.ErrTooExpensive, luks.ErrUnsupported, luks.ErrRequirement, server.ErrBackup, unlock.ErrConfig, unlock.ErrBlob, enroll.ErrKeyslot, enroll.ErrEscrow,
@@ -129,6 +129,7 @@ func hintFor(err error) string {
 		{cryptsetup.ErrPassphrase, "nothing was changed; a passphrase file is used byte for byte, with and without its last newline"},
 		{enroll.ErrLastWay, "nothing was removed; the new passphrase is added and proved before anything is"},
 		{bootimage.ErrRebuild, "the machine boots from its old images, and asks for a passphrase; then run the same command again"},
+		{errHeaderGone, "work on a copy if there is any way to have one; with the volume key in a packet, --rebuild writes it anew around the data"},
 		{store.ErrInUse, "end the other process first, or let `--state` reach it through its control socket"},
 	} {
 		if errors.Is(err, h.target) {

@@ -1,11 +1,97 @@
 package main
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
 	"mandos-escrow/escrow"
+	"mandos-escrow/internal/enroll"
+	"mandos-escrow/luks"
 	"mandos-escrow/luks/content"
+	"mandos-escrow/luks/cryptsetup"
 )
 
-// geometry is where a packet says that the data are.
-func geometry(p *escrow.VolumeKeyPayload) content.Geometry {
-	return content.Geometry{Cipher: p.Cipher, Offset: p.DataOffset, SectorSize: p.SectorSize}
+// restoreOptions say what may be done to a volume whose header is gone.
+type restoreOptions struct{ rebuild, unchecked bool }
+
+func withRebuild(cmd *cobra.Command, how *restoreOptions) {
+	cmd.Flags().BoolVar(&how.rebuild, "rebuild", false, "write a header that is gone or damaged anew, from the packet; a header that can be read is never written over")
+	cmd.Flags().BoolVar(&how.unchecked, "unchecked", false, "with --rebuild: also when the data on the volume are not known to be those of the packet")
+}
+
+func (how restoreOptions) check() error {
+	if how.unchecked && !how.rebuild {
+		return usage("--unchecked is about --rebuild")
+	}
+	return nil
+}
+
+// gone is nil for a header that may be written anew: one that is not there, or is
+// damaged. One that is only too expensive, say, is there.
+func (how restoreOptions) gone(device string, err error) error {
+	if !errors.Is(err, luks.ErrNotLUKS) && !errors.Is(err, luks.ErrDamaged) {
+		return err
+	}
+	if how.rebuild {
+		return nil
+	}
+	return fmt.Errorf("%s: %w: %w", device, errHeaderGone, err)
+}
+
+// rebuilding is the header that a packet's volume had, once the packet's key was
+// seen to be that of the data on the device.
+func (how restoreOptions) rebuilding(opened *escrow.Opened, device string) (*luks.Rebuild, error) {
+	p := opened.VolumeKey
+	if p == nil {
+		return nil, fmt.Errorf("%s: %w, and this packet has no volume key, without which there is none: one is asked for with `recover --request --for volume-key`", device, errHeaderGone)
+	}
+	if p.DataOffset == escrow.NoOffset || p.Cipher == "" || p.LUKSType == "" {
+		return nil, fmt.Errorf("%s: %w, and this packet does not say where the data begin and how they are encrypted", device, errHeaderGone)
+	}
+	r := &luks.Rebuild{
+		Type: p.LUKSType, UUID: opened.Header.Volume.UUID, Cipher: p.Cipher, KeyBits: p.KeyBits, Offset: p.DataOffset, SectorSize: p.SectorSize,
+		Digest: luks.Digest{Hash: p.DigestHash, Iterations: p.DigestIterations, Salt: p.DigestSalt, Value: p.Digest},
+		Backup: p.HeaderBackup,
+	}
+	if err := r.Check(p.Key); err != nil {
+		return nil, fmt.Errorf("the packet: %w", err)
+	}
+	if how.unchecked {
+		return r, nil
+	}
+	return r, sameData(p, device)
+}
+
+// sameData refuses a device whose data the packet's key, cipher, offset and sector
+// size make no sense of.
+func sameData(p *escrow.VolumeKeyPayload, device string) error {
+	f, err := os.Open(device)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return fmt.Errorf("size of %s: %w", device, err)
+	}
+	_, err = content.Check(f, size, enroll.Geometry(p), p.Key, p.Fingerprint)
+	if errors.Is(err, content.ErrGeometry) || errors.Is(err, content.ErrCipher) {
+		return fmt.Errorf("%s: %w; nothing was changed. If you know that it is the volume, work on a copy of it, with --unchecked", device, err)
+	}
+	return err
+}
+
+// rebuildHeader writes the header, and returns it. What stands there is not kept:
+// whoever may need it has the copy that the documents ask for.
+func rebuildHeader(ctx context.Context, g *globals, r *luks.Rebuild, device string, volumeKey []byte) (*luks.Header, error) {
+	if err := (cryptsetup.Tool{}).Rebuild(ctx, device, *r, volumeKey); err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(g.out, "%s: header written anew, without a keyslot\n", device)
+	return luks.ReadFileWithin(device, luks.AnyMemory)
 }

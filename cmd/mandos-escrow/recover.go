@@ -29,7 +29,8 @@ type recoverOptions struct {
 	words, key, keyPassphraseFile           string
 	out, otpFile, device, newPassphraseFile string
 	keys, keyPassphraseFiles                []string // all that were given; key and keyPassphraseFile are the first
-	phone, rebuild, unchecked               bool
+	phone                                   bool
+	how                                     restoreOptions
 
 	inviteFile string // of a rescue
 	text       bool
@@ -114,6 +115,7 @@ cannot do that (TERM=dumb) keeps them, and says so.`,
 	f.BoolVar(&o.phone, "phone", false, "read the recovery passphrase out on the terminal, group by group")
 	f.StringVar(&o.device, "device", "", "LUKS device or image file to restore")
 	f.StringVar(&o.newPassphraseFile, "new-passphrase-file", "", "file with the passphrase that the volume gets (asked for otherwise)")
+	withRebuild(cmd, &o.how)
 	f.BoolVar(&o.text, "text", false, "print the rescue invite as lines to type")
 	f.BoolVar(&o.noWait, "no-wait", false, "on a rescue system: ask, or look once whether it was approved, and do not wait")
 	f.DurationVar(&o.wait, "wait", 0, "on a rescue system: how long to wait for approval (default: as long as the request lives)")
@@ -182,7 +184,7 @@ func (o *recoverOptions) firstKey() error {
 func (o recoverOptions) openOptions() openOptions {
 	open := oneTime(o.otpFile)
 	open.keys, open.keyPassphraseFiles, open.payload = o.keys, o.keyPassphraseFiles, o.payload
-	if o.rebuild {
+	if o.how.rebuild {
 		open.payload = "" // the volume key, if it is there
 	}
 	return open

@@ -360,13 +360,12 @@ func delivery(ctx context.Context, g *globals, o recoverOptions) (deliver func(*
 		if err != nil {
 			return nil, nil, err
 		}
-		how := restoreOptions{o.rebuild, o.unchecked}
-		if err := how.ready(o.device); err != nil {
+		if err := o.how.ready(o.device); err != nil {
 			secret.Wipe(passphrase)
 			return nil, nil, err
 		}
 		deliver := func(opened *escrow.Opened) error {
-			return restore(ctx, g, opened, o.device, passphrase, how)
+			return restore(ctx, g, opened, o.device, passphrase, o.how)
 		}
 		return deliver, func() { secret.Wipe(passphrase) }, nil
 	}

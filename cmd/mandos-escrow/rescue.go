@@ -169,7 +169,7 @@ func runRescue(ctx context.Context, g *globals, o recoverOptions) error {
 		return err
 	}
 	defer invite.Wipe()
-	headerGone, err := invitedVolume(invite, o.device, restoreOptions{o.rebuild, o.unchecked})
+	headerGone, err := invitedVolume(invite, o.device, o.how)
 	if err != nil {
 		return err
 	}
@@ -289,7 +289,7 @@ func (r *rescue) run(ctx context.Context) error {
 		return err
 	}
 	defer opened.Wipe()
-	if err := restore(ctx, r.g, opened, r.o.device, r.passphrase, restoreOptions{r.o.rebuild, r.o.unchecked}); err != nil {
+	if err := restore(ctx, r.g, opened, r.o.device, r.passphrase, r.o.how); err != nil {
 		return err
 	}
 	r.g.say("this rescue is over, and its identity is deleted; ask for a new invite if another one is needed")

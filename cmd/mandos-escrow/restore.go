@@ -14,14 +14,11 @@ import (
 	"mandos-escrow/luks/cryptsetup"
 )
 
-// restoreOptions say what may be done to a volume whose header is gone.
-type restoreOptions struct{ rebuild, unchecked bool }
-
 func runRestore(ctx context.Context, g *globals, o recoverOptions) error {
 	if o.device == "" {
 		return usage("recover --restore needs --device")
 	}
-	return restoreFile(ctx, g, o.openOptions(), o.restore, o.device, o.newPassphraseFile, restoreOptions{o.rebuild, o.unchecked})
+	return restoreFile(ctx, g, o.openOptions(), o.restore, o.device, o.newPassphraseFile, o.how)
 }
 
 // restoreFile restores from a packet in a file. What can be found out without a
@@ -48,20 +45,14 @@ func restoreFile(ctx context.Context, g *globals, o openOptions, path, device, n
 
 // ready refuses a volume that cannot be restored, whatever a packet holds.
 func (how restoreOptions) ready(device string) error {
+	if err := how.check(); err != nil {
+		return err
+	}
 	header, err := luks.ReadFile(device)
 	if err != nil {
 		return how.gone(device, err)
 	}
 	return hasRoom(header, device)
-}
-
-// gone is nil for a header that may be written anew: one that is not there, or is
-// damaged. One that is only too expensive, say, is there.
-func (how restoreOptions) gone(device string, err error) error {
-	if !errors.Is(err, luks.ErrNotLUKS) && !errors.Is(err, luks.ErrDamaged) {
-		return err
-	}
-	return fmt.Errorf("%w: %w", errHeaderGone, err)
 }
 
 func hasRoom(header *luks.Header, device string) error {
@@ -71,12 +62,19 @@ func hasRoom(header *luks.Header, device string) error {
 	return nil
 }
 
-// plan finds what of a packet opens the volume; nothing was changed yet. A header
-// that is gone is nil in it.
+// plan finds what of a packet opens the volume, or brings its header back; nothing
+// was changed yet.
 func (how restoreOptions) plan(ctx context.Context, opened *escrow.Opened, device string) (*restoring, error) {
 	header, err := luks.ReadFile(device)
 	if err != nil {
-		return nil, how.gone(device, err)
+		if err := how.gone(device, err); err != nil {
+			return nil, err
+		}
+		rebuild, err := how.rebuilding(opened, device)
+		if err != nil {
+			return nil, err
+		}
+		return &restoring{rebuild: rebuild, key: cryptsetup.Key{VolumeKey: opened.VolumeKey.Key}}, nil
 	}
 	if err := sameVolume(opened, header, device); err != nil {
 		return nil, err
@@ -85,10 +83,12 @@ func (how restoreOptions) plan(ctx context.Context, opened *escrow.Opened, devic
 	return &restoring{header: header, key: key}, err
 }
 
-// restoring is what a volume is restored with.
+// restoring is what a volume is restored with: a header that is there, or will be
+// written anew.
 type restoring struct {
-	header *luks.Header
-	key    cryptsetup.Key
+	header  *luks.Header
+	rebuild *luks.Rebuild
+	key     cryptsetup.Key
 }
 
 func sameVolume(opened *escrow.Opened, header *luks.Header, device string) error {
@@ -176,6 +176,11 @@ func restore(ctx context.Context, g *globals, opened *escrow.Opened, device stri
 	if err != nil {
 		return err
 	}
+	if r.rebuild != nil {
+		if r.header, err = rebuildHeader(ctx, g, r.rebuild, device, r.key.VolumeKey); err != nil {
+			return err
+		}
+	}
 	free := r.header.Free()
 	var tool cryptsetup.Tool
 	if err := tool.AddKey(ctx, device, r.key, passphrase, free[0], false); err != nil {
@@ -185,6 +190,10 @@ func restore(ctx context.Context, g *globals, opened *escrow.Opened, device stri
 		return fmt.Errorf("prove the new passphrase: %w", err)
 	}
 	fmt.Fprintf(g.out, "%s: new passphrase in keyslot %d, proved\n", device, free[0])
+	if r.rebuild != nil {
+		g.say("every other keyslot is gone with the old header, those for unattended boot and recovery too: run `mandos-escrow enroll` on the machine, or make a new packet; look at the data first")
+		return nil
+	}
 	g.say("%s", whatNow(opened))
 	return nil
 }

@@ -59,16 +59,22 @@ func newVolumeRestore(g *globals) *cobra.Command {
 packet in FILE, says in which keyslot, and proves it. No keyslot is removed. It works
 with keyslots that were wiped, too, if the packet has the volume key.
 
+With --rebuild a header that is gone or damaged is written anew around the data, which
+are left alone. Before anything is written, the packet's key has to make sense of them:
+they must have the packet's fingerprint, or be a known file system or LVM.
+
 FILE is any packet: of "volume save", "recover --release", "packet export", or a
 printed sheet that was typed or scanned. A packet of another volume is refused (exit 4).`,
 		Example: `  mandos-escrow volume restore /dev/sda3 laptop7.asc --packet-passphrase-file P --new-passphrase-file N
-  mandos-escrow volume restore /dev/sda3 laptop7.packet --key escrow-key.pem`,
+  mandos-escrow volume restore /dev/sda3 laptop7.packet --key escrow-key.pem
+  mandos-escrow volume restore /dev/sda3 laptop7.packet --key escrow-key.pem --rebuild`,
 		Args: exactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return restoreFile(cmd.Context(), g, o, args[1], args[0], newPassphraseFile, how)
 		},
 	}
 	withOpen(cmd, &o)
+	withRebuild(cmd, &how)
 	cmd.Flags().StringVar(&newPassphraseFile, "new-passphrase-file", "", "file with the passphrase that the volume gets (asked for otherwise)")
 	return cmd
 }

@@ -21,7 +21,6 @@ import (
 	"mandos-escrow/internal/seal"
 	"mandos-escrow/internal/secret"
 	"mandos-escrow/luks"
-	"mandos-escrow/luks/content"
 	"mandos-escrow/luks/cryptsetup"
 )
 
@@ -273,26 +272,11 @@ func addFingerprint(g *globals, p *escrow.VolumeKeyPayload, header *luks.Header,
 	if header.Alone {
 		return nil
 	}
-	found, err := fingerprint(p, device)
-	if errors.Is(err, content.ErrCipher) {
-		g.warn(fmt.Sprintf("no fingerprint of the data: %v", err))
-		return nil
+	without, err := enroll.AddFingerprint(p, device)
+	if without != nil {
+		g.warn(fmt.Sprintf("no fingerprint of the data: %v", without))
 	}
-	p.Fingerprint = found
 	return err
-}
-
-func fingerprint(p *escrow.VolumeKeyPayload, device string) ([][]byte, error) {
-	f, err := os.Open(device)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	size, err := f.Seek(0, io.SeekEnd)
-	if err != nil {
-		return nil, err
-	}
-	return content.Fingerprint(f, size, geometry(p), p.Key)
 }
 
 func (s *save) volume() escrow.Volume {

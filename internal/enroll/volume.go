@@ -256,16 +256,24 @@ func (e *enrolment) makeUploads(ctx context.Context, v *volume, j *journal, p *p
 	}
 	defer secret.Wipe(key)
 	h, now := v.header, e.Now()
+	escrowed := &escrow.VolumeKeyPayload{
+		Key: key, LUKSType: h.Type, Cipher: h.Cipher, KeyBits: 8 * len(key), DataOffset: h.Offset, SectorSize: h.SectorSize,
+		DigestHash: h.Digest.Hash, DigestIterations: h.Digest.Iterations, DigestSalt: h.Digest.Salt, Digest: h.Digest.Value,
+		HeaderBackup: h.Backup(),
+	}
+	without, err := AddFingerprint(escrowed, v.device)
+	if err != nil {
+		return nil, err
+	}
+	if without != nil {
+		e.Progress("%s: no fingerprint of the data: %v", v.device, without)
+	}
 	packet, err := escrow.Make(escrow.Header{
 		ID: j.packet, Supersedes: j.supersedes, Machine: e.name, KeyID: e.boot.Key.KeyID(), MachineIDHash: e.idHash,
 		Volume: escrow.Volume{UUID: h.UUID, Label: printable(h.Label), ByID: ByID(v.path)},
 	}, e.policy, e.trusteeKeys(), []escrow.Payload{
 		&escrow.PassphrasePayload{Passphrase: p.recovery, Slot: j.recovery.number, LUKSType: h.Type},
-		&escrow.VolumeKeyPayload{
-			Key: key, LUKSType: h.Type, Cipher: h.Cipher, KeyBits: 8 * len(key), DataOffset: h.Offset, SectorSize: h.SectorSize,
-			DigestHash: h.Digest.Hash, DigestIterations: h.Digest.Iterations, DigestSalt: h.Digest.Salt, Digest: h.Digest.Value,
-			HeaderBackup: h.Backup(),
-		},
+		escrowed,
 	}, e.running.Key, now)
 	if err != nil {
 		return nil, err
