@@ -53,6 +53,10 @@ e2e: build
 	@test/e2e/main-job.sh bin luks1
 	@echo 'e2e: the main job on LUKS2'
 	@test/e2e/main-job.sh bin luks2
+	@echo 'e2e: one laptop and no server, LUKS1'
+	@test/e2e/volume.sh bin luks1
+	@echo 'e2e: one laptop and no server, LUKS2'
+	@test/e2e/volume.sh bin luks2
 	@echo 'e2e: five servers, any three'
 	@test/e2e/several-servers.sh bin
 	@echo 'e2e: rescue from a live system'

@@ -59,7 +59,7 @@ lists='' root=''
 for job in "$@"; do
 	case $job in
 	demo) demo ;;
-	e2e) demo && have volume_key volume-key && have openssl openssl ;;
+	e2e) demo && have volume_key volume-key && have openssl openssl && have xxd xxd ;;
 	unit) unit ;;
 	packages) packages ;;
 	lint) have shellcheck shellcheck ;;

@@ -257,11 +257,15 @@ func (k *PrivateKey) checkAt(now time.Time) error {
 	}
 	probe := make([]byte, 32)
 	rand.Read(probe)
-	sealed, err := Encrypt(probe, k.Public(), k, now)
+	signer, sender := k, k.Public()
+	if _, signs := k.entity.SigningKey(now); !signs { // somebody's own key may be for encryption alone
+		signer, sender = nil, nil
+	}
+	sealed, err := Encrypt(probe, k.Public(), signer, now)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrMismatch, err)
 	}
-	opened, err := decrypt(sealed, k, k.Public(), limited(config(now)))
+	opened, err := decrypt(sealed, k, sender, limited(config(now)))
 	if err != nil || !bytes.Equal(opened, probe) {
 		return fmt.Errorf("%w: %s", ErrMismatch, k.Public().Fingerprint())
 	}

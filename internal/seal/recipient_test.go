@@ -33,6 +33,7 @@ func TestRecipients(t *testing.T) {
 	gpg("--quick-gen-key", "expires", "default", "default", "2y")
 	gpg("--quick-gen-key", "weak", "rsa1024", "sign,encrypt", "never")
 	gpg("--quick-gen-key", "signs", "ed25519", "sign", "never")
+	gpg("--quick-gen-key", "encrypts", "rsa2048", "encrypt", "never")
 	key := gpg("--armor", "--export", "expires")
 	today := time.Now()
 	to, err := ParseRecipient(key, today)
@@ -55,6 +56,19 @@ func TestRecipients(t *testing.T) {
 	}
 	if err := private.checkAt(today.AddDate(3, 0, 0)); err != nil {
 		t.Errorf("the private half of an expired key does not open any more: %v", err)
+	}
+	to, err = ParseRecipient(gpg("--armor", "--export", "encrypts"), today)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if message, err = EncryptText([]byte("plain"), to, today); err != nil {
+		t.Fatal(err)
+	}
+	if private, err = ParsePrivate(gpg("--armor", "--export-secret-keys", "encrypts"), nil); err != nil {
+		t.Fatal(err)
+	}
+	if plain, err := DecryptText(message, private); err != nil || string(plain) != "plain" {
+		t.Errorf("a key for encryption alone: %q, %v", plain, err)
 	}
 	for _, name := range []string{"weak", "signs"} {
 		if _, err := ParseRecipient(gpg("--armor", "--export", name), today); !errors.Is(err, ErrKey) {
