@@ -79,9 +79,9 @@ exits 0 "$escrow" packet print small.packet --packet-passphrase-file packet.pass
 [ "$(head -c 5 sheet.pdf)" = %PDF- ]
 nowhere shown.key sheet.txt sheet.pdf
 dd if=/dev/zero of=disk.img bs="$offset" count=1 conv=notrunc status=none
-sed -E 's/^( *2: *)(.)(.*)$/\1\3\2/' sheet.txt >mistyped.txt
+sed -E 's/^( *02 .*)[A-M]/\17/' sheet.txt >mistyped.txt
 exits 5 "$escrow" volume restore disk.img mistyped.txt --packet-passphrase-file packet.pass --new-passphrase-file new.pass --rebuild 2>mistyped.err
-grep -i 'line 2' mistyped.err
+grep 'line 02' mistyped.err
 # A page has no room for a fingerprint, and these data are no file system.
 exits 4 "$escrow" volume restore disk.img sheet.txt --packet-passphrase-file packet.pass --new-passphrase-file new.pass --rebuild
 exits 0 "$escrow" volume restore disk.img sheet.txt --packet-passphrase-file packet.pass --new-passphrase-file new.pass --rebuild --unchecked
