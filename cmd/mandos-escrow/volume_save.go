@@ -221,8 +221,9 @@ func (s *save) unlockVolume(ctx context.Context, g *globals, o saveOptions) (err
 	}
 	for _, passphrase := range spellings(given) {
 		s.key, err = cryptsetup.Tool{}.VolumeKey(ctx, s.device, passphrase)
-		if err == nil {
+		if err == nil { // of the header that is packed, whatever was under the name meanwhile
 			s.unlock.Passphrase = append([]byte(nil), passphrase...)
+			return s.header.VerifyVolumeKey(s.key)
 		}
 		if !errors.Is(err, cryptsetup.ErrPassphrase) {
 			return err
