@@ -16,6 +16,9 @@ import (
 	"mandos-escrow/luks/cryptsetup"
 )
 
+// errNoKey: the recovery passphrase opens a keyslot, and there is none.
+var errNoKey = errors.New("what is to be used has no volume key, without which there is no new one: it is asked for with `recover --request --for volume-key`")
+
 // restoreOptions say what may be done to a volume whose header is gone.
 type restoreOptions struct{ rebuild, unchecked bool }
 
@@ -48,7 +51,7 @@ func (how restoreOptions) gone(device string, err error) error {
 func (how restoreOptions) rebuilding(opened *escrow.Opened, device string) (*luks.Rebuild, error) {
 	p := opened.VolumeKey
 	if p == nil {
-		return nil, fmt.Errorf("%s: %w, and this packet has no volume key, without which there is none: one is asked for with `recover --request --for volume-key`", device, errHeaderGone)
+		return nil, fmt.Errorf("%s: %w, and %w", device, errHeaderGone, errNoKey)
 	}
 	if p.DataOffset == escrow.NoOffset || p.Cipher == "" || p.LUKSType == "" {
 		return nil, fmt.Errorf("%s: %w, and this packet does not say where the data begin and how they are encrypted", device, errHeaderGone)
@@ -67,6 +70,16 @@ func (how restoreOptions) rebuilding(opened *escrow.Opened, device string) (*luk
 	return r, sameData(p, device)
 }
 
+// enough refuses, before it is collected, what does not bring back a header that is
+// gone.
+func (how restoreOptions) enough(payload, device string) error {
+	_, err := luks.ReadFile(device)
+	if err == nil || payload == escrow.ForVolumeKey {
+		return nil
+	}
+	return fmt.Errorf("%s: %w, and %w; what was approved stays for --out", device, errHeaderGone, errNoKey)
+}
+
 // sameData refuses a device whose data the packet's key, cipher, offset and sector
 // size make no sense of.
 func sameData(p *escrow.VolumeKeyPayload, device string) error {
@@ -80,10 +93,13 @@ func sameData(p *escrow.VolumeKeyPayload, device string) error {
 		return fmt.Errorf("size of %s: %w", device, err)
 	}
 	_, err = content.Check(f, size, enroll.Geometry(p), p.Key, p.Fingerprint)
-	if errors.Is(err, content.ErrGeometry) || errors.Is(err, content.ErrCipher) {
-		return fmt.Errorf("%s: %w; nothing was changed. If you know that it is the volume, work on a copy of it, with --unchecked", device, err)
+	if !errors.Is(err, content.ErrGeometry) && !errors.Is(err, content.ErrCipher) {
+		return err
 	}
-	return err
+	if len(p.Fingerprint) == 0 {
+		err = fmt.Errorf("%w: the packet has no fingerprint of them, and no file system is found in them", err)
+	}
+	return fmt.Errorf("%s: %w; nothing was changed. If you know that it is the volume, work on a copy of it, with --unchecked", device, err)
 }
 
 // rebuildHeader writes the header, and returns it. What stands there is not kept:

@@ -48,6 +48,11 @@ func runRelease(ctx context.Context, g *globals, o recoverOptions) error {
 		return err
 	}
 	defer r.wipe()
+	if o.device != "" {
+		if err := o.how.enough(r.request.Payload, o.device); err != nil {
+			return err
+		}
+	}
 	opened, err := r.collect(ctx, g, c)
 	if err != nil {
 		return err
