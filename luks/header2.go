@@ -111,8 +111,12 @@ func onlySecondary(b *budget, cause error) (*copy2, error) {
 		return nil, fmt.Errorf("%w: it begins with something else", ErrNotLUKS)
 	}
 	for _, off := range headerSizes {
-		if second, err := readCopy(b, off, secondaryMagic); err == nil {
+		second, err := readCopy(b, off, secondaryMagic)
+		if err == nil {
 			return second, nil
+		}
+		if !errors.Is(err, ErrDamaged) { // a device that cannot be read tells nothing
+			return nil, err
 		}
 	}
 	if wiped {

@@ -75,7 +75,7 @@ var exits = []struct {
 		errHeaderGone, errUnproved, escrow.ErrIntegrity, escrow.ErrOtherKey, escrow.ErrPolicy, escrow.ErrForeignShare, escrow.ErrCorruptShare, escrow.ErrDuplicateShare, escrow.ErrTooFew,
 		escrow.ErrCommitment, seal.ErrIntegrity, seal.ErrRecipient, seal.ErrSigner, record.ErrFormat, api.ErrTicket,
 		recovery.ErrRequest, recovery.ErrApproval, recovery.ErrShare, identity.ErrSignature, store.ErrAudit, store.ErrKey, store.ErrDamaged,
-		luks.ErrNotLUKS, luks.ErrDamaged, luks.ErrTooExpensive, luks.ErrUnsupported, luks.ErrRequirement, server.ErrBackup, unlock.ErrConfig, unlock.ErrBlob, enroll.ErrKeyslot, enroll.ErrEscrow,
+		luks.ErrIntact, luks.ErrNotLUKS, luks.ErrDamaged, luks.ErrTooExpensive, luks.ErrUnsupported, luks.ErrRequirement, server.ErrBackup, unlock.ErrConfig, unlock.ErrBlob, enroll.ErrKeyslot, enroll.ErrEscrow,
 	}},
 }
 

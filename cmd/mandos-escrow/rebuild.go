@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -23,7 +24,7 @@ var errNoKey = errors.New("what is to be used has no volume key, without which t
 type restoreOptions struct{ rebuild, unchecked bool }
 
 func withRebuild(cmd *cobra.Command, how *restoreOptions) {
-	cmd.Flags().BoolVar(&how.rebuild, "rebuild", false, "write a header that is gone or damaged anew, from the packet; a header that can be read is never written over")
+	cmd.Flags().BoolVar(&how.rebuild, "rebuild", false, "write a header that is gone or damaged anew, from the packet; one that can be read or repaired is never written over")
 	cmd.Flags().BoolVar(&how.unchecked, "unchecked", false, "with --rebuild: also when the data on the volume are not known to be those of the packet")
 }
 
@@ -41,7 +42,7 @@ func (how restoreOptions) gone(device string, err error) error {
 		return err
 	}
 	if how.rebuild {
-		return nil
+		return overwritable(device, "")
 	}
 	return fmt.Errorf("%s: %w: %w", device, errHeaderGone, err)
 }
@@ -64,10 +65,39 @@ func (how restoreOptions) rebuilding(opened *escrow.Opened, device string) (*luk
 	if err := r.Check(p.Key); err != nil {
 		return nil, fmt.Errorf("the packet: %w", err)
 	}
-	if how.unchecked {
-		return r, nil
+	if err := overwritable(device, r.UUID); err != nil || how.unchecked {
+		return r, err
+	}
+	if r.Offset > usualOffset {
+		return nil, fmt.Errorf("%w: the packet's data begin at %d bytes, further in than cryptsetup puts them by itself: if they do, say so with --unchecked", content.ErrGeometry, r.Offset)
 	}
 	return r, sameData(p, device)
+}
+
+// usualOffset is twice what cryptsetup makes: before the data all is written over.
+const usualOffset = 32 << 20
+
+// overwritable refuses a device on which something stands that a new header would
+// damage: another header, also of uuid if that is known, or something that is not
+// encrypted, under which an older volume's data may still be seen.
+func overwritable(device, uuid string) error {
+	if err := luks.GoneFile(device, uuid); err != nil {
+		return fmt.Errorf("%w; `cryptsetup repair %s` may mend it; if it may be lost, say so with `wipefs --all %s`", err, device, device)
+	}
+	f, err := os.OpenFile(device, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return fmt.Errorf("size of %s: %w", device, err)
+	}
+	what, err := content.Unencrypted(f, size)
+	if err == nil && what != "" {
+		err = fmt.Errorf("%w: %s holds %s, which is not encrypted, and would be damaged; if it may be, say so with `wipefs --all %s`", content.ErrGeometry, device, what, device)
+	}
+	return err
 }
 
 // enough refuses, before it is collected, what does not bring back a header that is

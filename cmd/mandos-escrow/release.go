@@ -146,7 +146,7 @@ func (r *release) add(released api.Release, pinned *escrow.Policy) error {
 	if err != nil {
 		return err
 	}
-	if packet.Digest != r.request.PacketDigest {
+	if packet.Digest != r.request.PacketDigest || packet.HeaderDigest != r.request.HeaderDigest || packet.Volume.UUID != r.request.VolumeUUID {
 		return fmt.Errorf("%w: the server released another packet", recovery.ErrRequest)
 	}
 	if pinned != nil {

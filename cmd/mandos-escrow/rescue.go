@@ -227,7 +227,7 @@ func readRescueInvite(g *globals, path string) (*api.RescueInvite, error) {
 func invitedVolume(invite *api.RescueInvite, device string, how restoreOptions) (headerGone bool, err error) {
 	header, err := luks.ReadFile(device)
 	if err != nil {
-		return true, how.ready(device)
+		return true, how.gone(device, err)
 	}
 	if header.UUID != invite.Volume {
 		return false, fmt.Errorf("%w: the invite is for volume %s, %s is volume %s", errOtherVolume, invite.Volume, device, header.UUID)
@@ -289,6 +289,9 @@ func (r *rescue) run(ctx context.Context) error {
 		return err
 	}
 	defer opened.Wipe()
+	if opened.Header.Volume.UUID != r.invite.Volume {
+		return fmt.Errorf("%w: the invite is for volume %s, what was released is of volume %s", errOtherVolume, r.invite.Volume, opened.Header.Volume.UUID)
+	}
 	if err := restore(ctx, r.g, opened, r.o.device, r.passphrase, r.o.how); err != nil {
 		return err
 	}

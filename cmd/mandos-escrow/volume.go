@@ -61,7 +61,8 @@ with keyslots that were wiped, too, if the packet has the volume key.
 
 With --rebuild a header that is gone or damaged is written anew around the data, which
 are left alone. Before anything is written, the packet's key has to make sense of them:
-they must have the packet's fingerprint, or be a known file system or LVM.
+they must have the packet's fingerprint, or be a known file system or LVM. What
+cryptsetup could still read or repair, and what is not encrypted, is not written over.
 
 FILE is any packet: of "volume save", "recover --release", "packet export", or a
 printed sheet that was typed or scanned. A packet of another volume is refused (exit 4).`,

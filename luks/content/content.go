@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 )
 
 // Errors that callers decide on.
@@ -86,8 +87,9 @@ func Fingerprint(r io.ReaderAt, size int64, g Geometry, key []byte) ([][]byte, e
 	return prints, nil
 }
 
-// Check tells what is on a volume, when any place of a fingerprint agrees or Find finds something. Errors: ErrGeometry when
-// neither holds, ErrCipher, or those of r.
+// Check tells what is on a volume, when Find finds something, or places of a fingerprint agree: two, of a fingerprint that has
+// more than two, because a single one may be a remnant under what is there now. Errors: ErrGeometry when neither holds,
+// ErrCipher, or those of r.
 func Check(r io.ReaderAt, size int64, g Geometry, key []byte, fingerprint [][]byte) (what string, err error) {
 	what, err = Find(r, size, g, key)
 	if err == nil || !errors.Is(err, ErrNothing) {
@@ -97,12 +99,14 @@ func Check(r io.ReaderAt, size int64, g Geometry, key []byte, fingerprint [][]by
 	if err != nil {
 		return "", err
 	}
+	agree := 0
 	for _, n := range now {
-		for _, was := range fingerprint {
-			if len(was) == fingerprintBytes && hmac.Equal(n, was) {
-				return KnownData, nil
-			}
+		if slices.ContainsFunc(fingerprint, func(was []byte) bool { return len(was) == fingerprintBytes && hmac.Equal(n, was) }) {
+			agree++
 		}
+	}
+	if agree >= 2 || agree == 1 && len(fingerprint) <= 2 {
+		return KnownData, nil
 	}
 	return "", fmt.Errorf("%w (%s, offset %d, sectors of %d bytes)", ErrGeometry, g.Cipher, g.Offset, g.SectorSize)
 }

@@ -288,10 +288,17 @@ func TestFingerprintAlone(t *testing.T) {
 		t.Errorf("found %q, %v", what, err)
 	}
 	wrongOnes(t, disk, g, key, prints)
-	clear(disk[offset+firstPlace*2:]) // only the first place is left
+	clear(disk[offset+firstPlace*4:]) // only two places are left
 	disk = append(disk, make([]byte, 8<<20)...)
 	if what, err := Check(bytes.NewReader(disk), int64(len(disk)), g, key, prints); what != KnownData || err != nil {
 		t.Errorf("%q, %v", what, err)
+	}
+	clear(disk[offset+firstPlace*2:]) // one may be a remnant under something else
+	if _, err := Check(bytes.NewReader(disk), int64(len(disk)), g, key, prints); !errors.Is(err, ErrGeometry) {
+		t.Errorf("a single place: %v", err)
+	}
+	if what, err := Check(bytes.NewReader(disk), int64(len(disk)), g, key, prints[:2]); what != KnownData || err != nil {
+		t.Errorf("one place of two: %q, %v", what, err)
 	}
 	clear(disk)
 	if prints, err = Fingerprint(bytes.NewReader(disk), size, g, key); len(prints) != 0 || err != nil {
@@ -384,6 +391,8 @@ func TestFind(t *testing.T) {
 		"btrfs":         {small(65584, "\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00_BHRfS_M"), "Btrfs"},
 		"luks":          {small(0, "LUKS\xba\xbe\x00\x02"), "LUKS"},
 		"fat":           {small(82, "FAT32   ", func(b []byte) { copy(b[510:], "\x55\xaa") }), "FAT"},
+		"mbr":           {small(446, "\x80\x00\x02\x00\x83\x20\x20\x00\x00\x08\x00\x00\x00\x10\x00\x00", func(b []byte) { copy(b[510:], "\x55\xaa") }), "MBR partitions"},
+		"boot code":     {small(446, "\x12\x00\x02\x00\x83\x20\x20\x00\x00\x08\x00\x00\x00\x10\x00\x00", func(b []byte) { copy(b[510:], "\x55\xaa") }), ""},
 		"nothing":       {small(82, "FAT32   "), ""},
 		"ext4's copy":   {small(1080, "\x53\xef", func(b []byte) { b[1028], b[1064], b[1114] = 1, 1, 1 }), ""},
 		"ext4 too long": {small(1080, "\x53\xef", func(b []byte) { b[1031], b[1064] = 1, 1 }), ""},

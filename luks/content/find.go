@@ -33,6 +33,16 @@ func Find(r io.ReaderAt, size int64, g Geometry, key []byte) (string, error) {
 	return what, nil
 }
 
+// Unencrypted names what stands on a device as it is, before any encryption; "" for nothing that is known. LUKS is nothing.
+func Unencrypted(r io.ReaderAt, size int64) (string, error) {
+	d := &data{r: r, size: size, g: Geometry{SectorSize: 512}, c: func([]byte, uint64) {}}
+	what, err := d.name()
+	if what == "LUKS" {
+		what = ""
+	}
+	return what, err
+}
+
 // signature is a text at a fixed place, and what else must hold; data are those of the first blocks, up to beyond the text.
 type signature struct {
 	what string
@@ -55,6 +65,7 @@ var signatures = []signature{
 	{what: "exFAT", at: 3, text: "EXFAT   ", also: bootSector},
 	{what: "FAT", at: 82, text: "FAT32   ", also: bootSector},
 	{what: "FAT", at: 54, text: "FAT1", also: bootSector},
+	{what: "MBR partitions", at: 510, text: "\x55\xaa", also: mbr},
 	{what: "GPT partitions", at: 512, text: "EFI PART"},
 	{what: "ISO 9660", at: 32769, text: "CD001"},
 	{what: "SquashFS", at: 0, text: "hsqs", also: func(d []byte, _ int64) bool { return le32(d[28:]) == 4 }},
@@ -71,6 +82,7 @@ func (d *data) name() (string, error) {
 			return "", err
 		}
 		first = append(first, b...)
+		clear(b)
 	}
 	defer clear(first)
 	for _, s := range signatures {
@@ -103,6 +115,18 @@ func xfs(d []byte, size int64) bool {
 	}
 	agf := d[sector:]
 	return bytes.HasPrefix(agf, []byte("XAGF")) && be.Uint32(agf[8:]) == 0
+}
+
+// mbr checks the four entries of a partition table.
+func mbr(d []byte, _ int64) bool {
+	used := false
+	for i := 446; i < 510; i += 16 {
+		if d[i] != 0 && d[i] != 0x80 {
+			return false
+		}
+		used = used || d[i+4] != 0 && le32(d[i+12:]) > 0
+	}
+	return used
 }
 
 func bootSector(d []byte, _ int64) bool { return d[510] == 0x55 && d[511] == 0xaa }

@@ -8,12 +8,10 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"syscall"
 
 	"mandos-escrow/luks"
 )
-
-// ErrIntact: a header is never written over one that can be read.
-var ErrIntact = errors.New("cryptsetup: the volume has its header")
 
 // Rebuild writes a header around data that are not touched: that of the backup, if there is one, otherwise one that luksFormat
 // makes with the parameters and that has a new digest. It has no keyslot; AddKey adds one with the volume key. What can be
@@ -21,13 +19,13 @@ var ErrIntact = errors.New("cryptsetup: the volume has its header")
 // again, except between luksFormat and the removal of the keyslot that luksFormat must make: then the header is there, and has
 // a keyslot whose passphrase nobody knows.
 //
-// That the data are under this key is not looked at here: package content does. Errors: ErrIntact, luks.ErrVolumeKey,
+// That the data are under this key is not looked at here: package content does. Errors: luks.ErrIntact, luks.ErrVolumeKey,
 // luks.ErrDamaged and luks.ErrUnsupported for what no header can say, luks.ErrMismatch for a device that the data cannot be on.
 func (t Tool) Rebuild(ctx context.Context, dev string, r luks.Rebuild, volumeKey []byte) error {
 	if err := r.Check(volumeKey); err != nil {
 		return err
 	}
-	if err := headerGone(dev); err != nil {
+	if err := luks.GoneFile(dev, r.UUID); err != nil {
 		return err
 	}
 	if err := takes(dev, r); err != nil {
@@ -43,21 +41,12 @@ func (t Tool) Rebuild(ctx context.Context, dev string, r luks.Rebuild, volumeKey
 	return rebuilt(dev, r, volumeKey)
 }
 
-// headerGone refuses a device whose header can be read, or is refused for what it says.
-func headerGone(dev string) error {
-	_, err := luks.ReadFileWithin(dev, luks.AnyCost)
-	switch {
-	case err == nil:
-		return fmt.Errorf("%w: %q", ErrIntact, dev)
-	case errors.Is(err, luks.ErrNotLUKS), errors.Is(err, luks.ErrDamaged):
-		return nil
-	}
-	return err
-}
-
-// takes refuses a device that cannot be written, or is too short for any data.
+// takes refuses a device that cannot be written, is in use, or is too short for any data. Of a regular file O_EXCL says nothing.
 func takes(dev string, r luks.Rebuild) error {
-	f, err := os.OpenFile(dev, os.O_RDWR, 0)
+	f, err := os.OpenFile(dev, os.O_RDWR|syscall.O_EXCL, 0)
+	if errors.Is(err, syscall.EBUSY) {
+		return fmt.Errorf("%w: %s is in use: mounted, mapped, or part of something", luks.ErrMismatch, dev)
+	}
 	if err != nil {
 		return fmt.Errorf("cryptsetup: write a header: %w", err)
 	}
@@ -108,6 +97,7 @@ func (t Tool) format(ctx context.Context, dev string, r luks.Rebuild, volumeKey 
 		args = append(args, "--hash", r.Digest.Hash)
 	}
 	thrownAway := make([]byte, 32)
+	defer clear(thrownAway)
 	rand.Read(thrownAway)
 	op := operation(dev, "luksFormat")
 	if _, err := t.run(ctx, op, [][]byte{volumeKey, thrownAway}, append(args, "--", dev)...); err != nil {

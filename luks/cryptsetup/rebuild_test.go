@@ -194,11 +194,11 @@ func TestRebuildRefuses(t *testing.T) {
 		}
 		as := func(*luks.Rebuild) {}
 		bare := func(r *luks.Rebuild) { r.Backup = nil }
-		refuse("its header is there", l.dev, ErrIntact, l.key, as)
-		refuse("its header is there, no backup", l.dev, ErrIntact, l.key, bare)
+		refuse("its header is there", l.dev, luks.ErrIntact, l.key, as)
+		refuse("its header is there, no backup", l.dev, luks.ErrIntact, l.key, bare)
 		if l.r.Type == luks.Type2 {
 			overwrite(t, l.dev, make([]byte, 4096), 0)
-			refuse("its second header is there", l.dev, ErrIntact, l.key, as)
+			refuse("its second header is there", l.dev, luks.ErrIntact, l.key, as)
 		}
 		overwrite(t, l.dev, make([]byte, l.was.Offset), 0)
 		refuse("another key", l.dev, luks.ErrVolumeKey, other.key, as)
@@ -284,7 +284,7 @@ func TestRebuildKilled(t *testing.T) {
 		if err := dies.Rebuild(t.Context(), l.dev, bare, l.key); err == nil {
 			t.Fatal("no error")
 		}
-		if err := tool.Rebuild(t.Context(), l.dev, bare, l.key); !errors.Is(err, ErrIntact) {
+		if err := tool.Rebuild(t.Context(), l.dev, bare, l.key); !errors.Is(err, luks.ErrIntact) {
 			t.Errorf("again: %v", err)
 		}
 		if err := tool.AddKey(t.Context(), l.dev, Key{VolumeKey: l.key}, boot, 1, true); err != nil {
