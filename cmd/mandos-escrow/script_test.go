@@ -21,6 +21,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"mandos-escrow": func() {
 		detectSystem = detectFake
 		checkpoint = endAt
+		cheapSlots = os.Getenv("CHEAP_SLOTS") != ""
 		main()
 	}})
 }
@@ -113,6 +114,7 @@ func TestScript(t *testing.T) {
 			}
 			e.Setenv("HOME", filepath.Join(e.WorkDir, "home"))
 			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "home", "config"))
+			e.Setenv("CHEAP_SLOTS", "1") // but where a script takes it out
 			e.Setenv("LC_ALL", "C.UTF-8")
 			e.Setenv("UNLOCK", unlock)
 			e.Setenv("FAKE_SYSTEM", fake)
