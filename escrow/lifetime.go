@@ -75,8 +75,8 @@ type Entry struct {
 	ObsoleteAt time.Time `json:"obsolete_at,omitzero"`
 	PurgedAt   time.Time `json:"purged_at,omitzero"`
 	// ReencryptSince is since when the volume is due for re-encryption, because
-	// its key was released or expired. A newer packet does not change the key,
-	// so it inherits this.
+	// its key was released or expired. Neither a newer packet nor deleting one
+	// changes the key, so the newer one inherits this.
 	ReencryptSince time.Time `json:"reencrypt_since,omitzero"`
 	Hold           bool      `json:"hold"`
 	// Imported: no machine uploaded it. It never takes a machine's packet's place.
@@ -146,11 +146,26 @@ func (e Entry) Verify(now time.Time) (Entry, error) {
 	return e, nil
 }
 
-// Inherit gives a packet what an older one of the same volume says of the
-// volume's key.
-func (e Entry) Inherit(old Entry) Entry {
+// Inherit gives a packet what the others of its volume say of the volume's key:
+// those of machines that are in use, and the last that ever was verified, of its own
+// machine or, where that had none, of any. That one may be obsolete or purged:
+// the volume has its key, whatever becomes of packets.
+func (e Entry) Inherit(ofVolume ...Entry) Entry {
+	var last Entry
+	for _, old := range ofVolume {
+		if old.ID == e.ID || old.Imported || old.VerifiedAt.IsZero() {
+			continue
+		}
+		if old.State == Verified && e.ReencryptSince.IsZero() {
+			e.ReencryptSince = old.ReencryptSince
+		}
+		own, before := old.KeyID == e.KeyID, last.KeyID == e.KeyID
+		if last.ID == "" || own && !before || own == before && old.Stored.After(last.Stored) {
+			last = old
+		}
+	}
 	if e.ReencryptSince.IsZero() {
-		e.ReencryptSince = old.ReencryptSince
+		e.ReencryptSince = last.ReencryptSince
 	}
 	return e
 }

@@ -2,8 +2,11 @@ package escrow
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
+
+	"mandos-escrow/internal/identity"
 )
 
 func entry(id, supersedes string, state PacketState) Entry {
@@ -145,12 +148,55 @@ func TestExpire(t *testing.T) {
 			t.Errorf("%s: %v", state, err)
 		}
 	}
+	e.VerifiedAt = now
 	successor := entry("2", "1", Verified).Inherit(e)
 	if !successor.ReencryptSince.Equal(now) || !successor.ExpiredAt.IsZero() {
 		t.Errorf("the volume key is still the same: %+v", successor)
 	}
 	if again := successor.Inherit(entry("3", "", Verified)); !again.ReencryptSince.Equal(now) {
 		t.Errorf("an older packet took it back: %+v", again)
+	}
+}
+
+// TestInherit: the mark is the volume's, whatever becomes of packets; what was said
+// of a later one counts, not what an old one still says.
+func TestInherit(t *testing.T) {
+	at := func(id string, state PacketState, hours int, marked bool) Entry {
+		e := entry(id, "", state)
+		e.Stored = now.Add(time.Duration(hours) * time.Hour)
+		e.VerifiedAt = e.Stored
+		if marked {
+			e.ReencryptSince = now
+		}
+		return e
+	}
+	of := func(e Entry, machine string) Entry { e.KeyID = identity.KeyID(machine); return e }
+	never := at("1", Obsolete, 3, true)
+	never.VerifiedAt = time.Time{}
+	imported := at("1", Verified, 3, true)
+	imported.Imported = true
+	for name, c := range map[string]struct {
+		ofVolume []Entry
+		want     bool
+	}{
+		"nothing":                          {nil, false},
+		"in use":                           {[]Entry{at("1", Verified, 0, true)}, true},
+		"in use, another machine's":        {[]Entry{of(at("1", Verified, 0, true), "l"), at("2", Verified, 1, false)}, true},
+		"deleted":                          {[]Entry{at("1", Purged, 1, true), at("2", Obsolete, 0, false)}, true},
+		"encrypted anew, then deleted":     {[]Entry{at("1", Obsolete, 0, true), at("2", Purged, 1, false)}, false},
+		"encrypted anew, by another since": {[]Entry{of(at("1", Obsolete, 2, true), "l"), at("2", Purged, 1, false)}, false},
+		"another machine's, deleted":       {[]Entry{of(at("1", Purged, 0, true), "l")}, true},
+		"never verified":                   {[]Entry{never}, false},
+		"imported":                         {[]Entry{imported}, false},
+		"itself":                           {[]Entry{at("9", Purged, 0, true)}, false},
+	} {
+		if got := entry("9", "", Verified).Inherit(c.ofVolume...); got.ReencryptSince.IsZero() == c.want {
+			t.Errorf("%s: since %s", name, got.ReencryptSince)
+		}
+		slices.Reverse(c.ofVolume)
+		if got := entry("9", "", Verified).Inherit(c.ofVolume...); got.ReencryptSince.IsZero() == c.want {
+			t.Errorf("%s, the other way round: since %s", name, got.ReencryptSince)
+		}
 	}
 }
 

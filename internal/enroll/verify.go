@@ -200,7 +200,7 @@ func (e *enrolment) verifyServers(r *Verified, j *journal, held []holding) (lear
 				r.due(why + ": run mandos-escrow rotate")
 			}
 			if heldOf(h.volumes, j.uuid).Reencrypt {
-				r.due("the volume key was released: encrypt the volume anew")
+				r.due("the volume key may be known to others: encrypt the volume anew")
 			}
 			continue
 		}

@@ -215,6 +215,8 @@ func (s *Server) upload(c call) (any, error) {
 			return api.Errorf(api.CodeConflict, "another packet has the id %s already", entry.ID)
 		}
 		if err != nil || old.State == escrow.Purged {
+			// what was deleted and comes again has the same secrets
+			entry.RevealedAt, entry.ExpiredAt, entry.ReencryptSince = old.RevealedAt, old.ExpiredAt, old.ReencryptSince
 			if err := storePacket(tx, entry, in.Packet); err != nil {
 				return err
 			}
@@ -368,14 +370,18 @@ func activate(tx *store.Tx, m unlock.Machine, uuid string, boot bool) (unlock.Ma
 // both are held, and an alarm stands in the log. An import is no sign of that,
 // and stays what it is.
 func (s *Server) supersede(tx *store.Tx, c call, entry escrow.Entry, newKey bool) (escrow.Entry, error) {
-	var others []escrow.Entry
+	var all, others []escrow.Entry
 	for old, err := range tx.EntriesOfVolume(entry.Volume.UUID) {
 		if err != nil {
 			return entry, err
 		}
+		all = append(all, old)
 		if old.ID != entry.ID && old.State == escrow.Verified && !old.Imported {
 			others = append(others, old)
 		}
+	}
+	if !newKey {
+		entry = entry.Inherit(all...)
 	}
 	for _, old := range others {
 		next, err := old.Replace(entry, c.now)
@@ -387,9 +393,6 @@ func (s *Server) supersede(tx *store.Tx, c call, entry escrow.Entry, newKey bool
 		}
 		if err := tx.PutEntry(next); err != nil {
 			return entry, err
-		}
-		if !newKey {
-			entry = entry.Inherit(old)
 		}
 	}
 	return entry, nil

@@ -137,6 +137,58 @@ func TestExpiredIsDueAndReleased(t *testing.T) {
 	}
 }
 
+// That a volume's key may be known is true whatever becomes of packets: it is over
+// when somebody says that the volume has another key, and not before.
+func TestReencryptDueOutlivesPackets(t *testing.T) {
+	s := newSite(t)
+	h := s.enroll("laptop7", siteVolume)
+	remove := func() {
+		s.local("DELETE", "/v1/packets/"+h.packetID(), api.Delete{ID: h.packetID(), Newest: true}, nil)
+	}
+	s.local("POST", "/v1/packets/expire", api.Expire{Machine: "laptop7"}, nil)
+	remove()
+	must(0, s.again(h, siteVolume, ""))
+	if v := h.self(t); !v.Reencrypt || v.Expired {
+		t.Errorf("after deleting the expired packet: %+v", v)
+	}
+	remove()
+	must(0, h.Call(t.Context(), "PUT", "/v1/self/volumes/"+siteVolume, api.Upload{Packet: h.packet, Blob: h.blob}, nil))
+	must(0, h.Call(t.Context(), "POST", "/v1/self/volumes/"+siteVolume+"/commit", api.Commit{Packet: h.packetID(), Boot: true}, nil))
+	if v := h.self(t); !v.Reencrypt {
+		t.Errorf("after the deleted one came again: %+v", v)
+	}
+	s.local("POST", "/v1/packets/"+h.packetID()+"/reencrypted", nil, nil)
+	remove()
+	must(0, s.again(h, siteVolume, ""))
+	if v := h.self(t); v.Reencrypt {
+		t.Errorf("after somebody's word: %+v", v)
+	}
+}
+
+// A volume key that is released from a packet that was replaced meanwhile is that of
+// the packet in use.
+func TestVolumeKeyOfReplacedPacket(t *testing.T) {
+	s := newSite(t)
+	h := s.enroll("laptop7", siteVolume)
+	old := h.packetID()
+	must(0, s.again(h, siteVolume, old))
+	releaseKey := func() {
+		must(0, s.server.store.Update(func(tx *store.Tx) error {
+			e, err := tx.Entry(old)
+			return errors.Join(err, reveal(tx, e, escrow.ForVolumeKey, s.now()), tx.Audit(store.Event{Time: s.now(), Actor: "test", Action: "test"}))
+		}))
+	}
+	releaseKey()
+	if v := h.self(t); !v.Reencrypt || v.Revealed {
+		t.Errorf("%+v", v)
+	}
+	s.local("POST", "/v1/packets/"+h.packetID()+"/reencrypted", nil, nil)
+	releaseKey()
+	if v := h.self(t); v.Reencrypt {
+		t.Errorf("the key of before: %+v", v)
+	}
+}
+
 func TestExpireWords(t *testing.T) {
 	s := newSite(t)
 	one := s.enroll("laptop7", siteVolume)

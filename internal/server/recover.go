@@ -331,7 +331,7 @@ func (s *Server) release(c call) (any, error) {
 		for _, a := range approvals {
 			out.Approvals = append(out.Approvals, api.Approve{Approval: a.Signed, Share: a.Share})
 		}
-		if err := tx.PutEntry(entry.Reveal(r.Payload, c.now)); err != nil {
+		if err := reveal(tx, entry, r.Payload, c.now); err != nil {
 			return err
 		}
 		if err := tx.PutRequest(over); err != nil {
@@ -344,6 +344,30 @@ func (s *Server) release(c call) (any, error) {
 		}
 		return c.endRescue(tx)
 	})
+}
+
+// reveal records that a payload was released. A volume key is that of the volume's
+// packets in use, too; but where it was known before, they say themselves what became
+// of it since.
+func reveal(tx *store.Tx, entry escrow.Entry, payload string, now time.Time) error {
+	known := !entry.ReencryptSince.IsZero()
+	entry = entry.Reveal(payload, now)
+	if err := tx.PutEntry(entry); err != nil || known {
+		return err
+	}
+	for other, err := range tx.EntriesOfVolume(entry.Volume.UUID) {
+		if err != nil {
+			return err
+		}
+		if other.State != escrow.Verified || other.Imported || !other.ReencryptSince.IsZero() {
+			continue
+		}
+		other.ReencryptSince = entry.ReencryptSince
+		if err := tx.PutEntry(other); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func approvedBy(rec recovery.Record) string {
