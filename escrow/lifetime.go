@@ -229,9 +229,9 @@ const (
 func (l Life) Check() error {
 	switch {
 	case l.Lifetime != 0 && l.Lifetime < minLifetime:
-		return fmt.Errorf("escrow: %w: a lifetime of %s is shorter than %s", ErrLife, l.Lifetime, minLifetime)
+		return fmt.Errorf("escrow: %w: a lifetime is at least PT1H", ErrLife)
 	case l.Retention != 0 && l.Retention < minRetention:
-		return fmt.Errorf("escrow: %w: a retention of %s is shorter than %s", ErrLife, l.Retention, minRetention)
+		return fmt.Errorf("escrow: %w: a retention is at least PT1H", ErrLife)
 	}
 	return nil
 }

@@ -75,12 +75,13 @@ func revealed(p api.Packet) []string {
 	return names
 }
 
-// checkedAt is when the machine last verified it, and what was wrong.
+// checkedAt is when the machine last verified it. What was wrong may be long, and
+// stands in packet show.
 func checkedAt(p api.Packet) string {
 	if p.CheckFailed == "" {
 		return when(p.CheckedAt)
 	}
-	return when(p.CheckedAt) + " FAILED: " + p.CheckFailed
+	return when(p.CheckedAt) + " FAILED"
 }
 
 func newPacketShow(g *globals) *cobra.Command {
@@ -125,6 +126,7 @@ func newPacketShow(g *globals) *cobra.Command {
 				{"stored", when(p.Stored)},
 				{"verified", when(p.VerifiedAt)},
 				{"checked", checkedAt(p.Packet)},
+				{"check failed", p.CheckFailed},
 				{"expired", when(p.ExpiredAt)},
 				{"obsolete since", when(p.ObsoleteAt)},
 				{"purged", when(p.PurgedAt)},
@@ -204,7 +206,10 @@ func newPacketChange(g *globals, verb, short, route string, body any) *cobra.Com
 				return err
 			}
 			defer c.close()
-			_, err = everywhere(callAll[api.Packet](cmd.Context(), c, "POST", "/v1/packets/"+url.PathEscape(args[0])+"/"+route, body))
+			done, err := everywhere(callAll[api.Packet](cmd.Context(), c, "POST", "/v1/packets/"+url.PathEscape(args[0])+"/"+route, body))
+			for _, a := range done {
+				g.say("%s: packet %s: %s", safe(a.Name), safe(a.value.ID), stateOf(a.value))
+			}
 			return err
 		},
 	}

@@ -297,6 +297,9 @@ func (s *source) report(g *globals, out imported, where string) error {
 	if g.json {
 		return g.printJSON(out)
 	}
+	if out.Proved {
+		where += "; proved on the volume"
+	}
 	fmt.Fprintf(g.out, "packet %s of volume %s: %s\n", out.Packet, safe(out.Volume.UUID), where)
 	if !out.Proved {
 		g.say("not proved: nobody knows yet whether it opens the volume; run the command again with --device DEV where the volume is")

@@ -143,7 +143,7 @@ func newPacketExpire(g *globals) *cobra.Command {
 machine or a group. Their machines hear it at their next contact and are due for a
 new recovery passphrase ("rotate --due", or "enroll" again); the volume is due for
 re-encryption, which a person does and says ("rotate --reencrypted"). An expired packet can still be recovered.`,
-		Example: `  mandos-escrow --home alice packet expire --machine laptop7`,
+		Example: `  mandos-escrow --home adam packet expire --machine laptop7`,
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			in := in
@@ -182,8 +182,13 @@ it nothing recovers that volume. That it was there stays in the list, as purged.
 
 Copies in backups are not removed, nor are exported files. docs/operations.md
 says what stays on the disk.`,
-		Example: `  mandos-escrow --home alice packet delete 0f1e...d2 0f1e...d2`,
-		Args:    exactArgs(2),
+		Example: `  mandos-escrow --home adam packet delete 0f1e...d2 0f1e...d2`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				return usage("packet delete: name the packet twice, by its whole id")
+			}
+			return exactArgs(2)(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if args[0] != args[1] {
 				return usage("packet delete: %s and %s are not the same: name one packet twice", safe(args[0]), safe(args[1]))

@@ -28,7 +28,7 @@ func newPolicyShow(g *globals) *cobra.Command {
 		Short: "show the policy that packets are sealed under, and how long they live and are kept",
 		Long: `Shows the policy record, and after it, of each group, how long a packet's
 secrets may live, how long an obsolete packet is kept, and whether all are held.`,
-		Example: `  mandos-escrow --home alice policy show`,
+		Example: `  mandos-escrow --home adam policy show`,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := g.connect(cmd.Context())
@@ -103,8 +103,8 @@ is held, is never removed so.
 Durations are RFC 3339: P30D is thirty days, P1Y a year of 52 weeks, PT0S for
 ever; at least an hour. What is not given stays as it is.`,
 		Example: `  mandos-escrow policy set --retention P1Y --state DIR
-  mandos-escrow --home alice policy set --group laptops --lifetime P180D --retention P90D
-  mandos-escrow --home alice policy set --group laptops --inherit`,
+  mandos-escrow --home adam policy set --group laptops --lifetime P180D --retention P90D
+  mandos-escrow --home adam policy set --group laptops --inherit`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			for _, d := range []struct {
@@ -135,7 +135,10 @@ ever; at least an hour. What is not given stays as it is.`,
 				return err
 			}
 			defer c.close()
-			_, err = everywhere(callAll[any](cmd.Context(), c, "PUT", "/v1/lives", in))
+			done, err := everywhere(callAll[any](cmd.Context(), c, "PUT", "/v1/lives", in))
+			if len(done) > 0 {
+				g.say("set at %s", namesOf(done))
+			}
 			return err
 		},
 	}

@@ -460,7 +460,16 @@ func (r *rescue) asked(ctx context.Context, c circle) (id string, expires time.T
 		if err != nil {
 			return "", expires, err
 		}
-		filed = api.Request{ID: request.ID, Volume: request.VolumeUUID, Machine: request.Machine, Words: recovery.Words(recovery.Digest(signed)), Expires: request.Expires}
+		filed = api.Request{Approvers: []string{}, Approved: []string{}}
+		for _, a := range callAll[api.Request](ctx, c, "GET", "/v1/requests/"+url.PathEscape(request.ID), nil) {
+			if a.err == nil { // how far it is only a server knows; what it is, only what was signed
+				filed = a.value
+				break
+			}
+		}
+		filed.ID, filed.Volume, filed.Machine, filed.Packet, filed.Payload = request.ID, request.VolumeUUID, request.Machine, request.PacketID, request.Payload
+		filed.Requester, filed.Reason, filed.Created, filed.Expires = request.Requester, request.Reason, request.Created, request.Expires
+		filed.Words = recovery.Words(recovery.Digest(signed))
 	} else {
 		if left := time.Until(r.expires).Truncate(time.Second); !r.expires.IsZero() && left > 0 {
 			r.o.lifetime = min(r.o.lifetime, left)

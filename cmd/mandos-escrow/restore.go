@@ -179,7 +179,10 @@ func restore(ctx context.Context, g *globals, opened *escrow.Opened, device stri
 	if err != nil {
 		return err
 	}
-	if r.rebuild != nil {
+	switch {
+	case how.rebuild && r.rebuild == nil:
+		g.say("%s has its header: --rebuild was not needed", device)
+	case r.rebuild != nil:
 		if r.header, err = rebuildHeader(ctx, g, r.rebuild, device, r.key.VolumeKey); err != nil {
 			return err
 		}
@@ -194,7 +197,7 @@ func restore(ctx context.Context, g *globals, opened *escrow.Opened, device stri
 	}
 	fmt.Fprintf(g.out, "%s: new passphrase in keyslot %d, proved\n", device, free[0])
 	if r.rebuild != nil {
-		g.say("every other keyslot is gone with the old header, those for unattended boot and recovery too: run `mandos-escrow enroll` on the machine, or make a new packet; look at the data first")
+		g.say("every other keyslot is gone with the old header, those for unattended boot and recovery too: look at the data first; then run `mandos-escrow rotate --passphrase-file F` on the machine with the new passphrase, or make a new packet")
 		return nil
 	}
 	g.say("%s", whatNow(opened))
@@ -207,9 +210,9 @@ func whatNow(opened *escrow.Opened) string {
 	case opened.Header.KeyID == "":
 		return "no keyslot was removed, and the packet goes on being good for this volume"
 	case opened.Passphrase == nil:
-		return "the escrow of this volume is unchanged; its volume key has been revealed: re-encrypt the volume, or run `mandos-escrow enroll` on the machine if it was only lost"
+		return "the escrow of this volume is unchanged; its volume key has been revealed: re-encrypt the volume, or run `mandos-escrow rotate` on the machine if it was only lost"
 	}
-	return "the escrow of this volume is unchanged; its recovery passphrase has been revealed: run `mandos-escrow enroll` on the machine to replace it"
+	return "the escrow of this volume is unchanged; its recovery passphrase has been revealed: run `mandos-escrow rotate` on the machine to replace it"
 }
 
 // runOpen writes what is in a packet. To the terminal, or a new file.

@@ -208,8 +208,10 @@ func (s *Server) translate(err error) error {
 		return err
 	case errors.Is(err, escrow.ErrPurged):
 		return api.Errorf(api.CodeNotFound, "%v", err)
-	case isAny(err, escrow.ErrHeld, escrow.ErrNewest):
-		return api.Errorf(api.CodeRefused, "refused: %v", err)
+	case errors.Is(err, escrow.ErrHeld):
+		return api.Errorf(api.CodeRefused, "refused: %v: `mandos-escrow packet unhold`, or `policy set --hold=false` for a group, ends a hold", err)
+	case errors.Is(err, escrow.ErrNewest):
+		return api.Errorf(api.CodeRefused, "refused: %v: without it nothing recovers the volume; if that is meant, say --newest", err)
 	case errors.Is(err, escrow.ErrState):
 		return api.Errorf(api.CodeConflict, "%v", err)
 	case errors.Is(err, store.ErrNotFound):
