@@ -316,13 +316,18 @@ func (e Entry) Unproved(within time.Duration, now time.Time) bool {
 	case Pending:
 		return true
 	case Verified:
-		last := e.VerifiedAt
-		if e.CheckedAt.After(last) {
-			last = e.CheckedAt
-		}
-		return e.CheckFailed != "" || within > 0 && last.Before(now.Add(-within))
+		return e.CheckFailed != "" || within > 0 && e.LastCheck().Before(now.Add(-within))
 	}
 	return false
+}
+
+// LastCheck is when a packet was last compared with its volume: by its machine, or
+// when it was proved. The zero time: never.
+func (e Entry) LastCheck() time.Time {
+	if e.CheckedAt.After(e.VerifiedAt) {
+		return e.CheckedAt
+	}
+	return e.VerifiedAt
 }
 
 // Newest is the packet that a machine's volume depends on most: of those that

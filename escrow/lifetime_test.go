@@ -222,6 +222,9 @@ func TestUnproved(t *testing.T) {
 		"and not lately": {checked, time.Hour, now.Add(2*time.Hour + 1), true},
 		"obsolete":       {verified.MarkObsolete(now), time.Hour, now.Add(9 * time.Hour), false},
 	} {
+		if last := c.e.LastCheck(); last.Before(c.e.VerifiedAt) || last.Before(c.e.CheckedAt) {
+			t.Errorf("%s: last checked %s", name, last)
+		}
 		if got := c.e.Unproved(c.within, c.at); got != c.want {
 			t.Errorf("%s: %t", name, got)
 		}

@@ -75,11 +75,11 @@ func revealed(p api.Packet) []string {
 	return names
 }
 
-// checkedAt is when the machine last verified it. What was wrong may be long, and
-// stands in packet show.
-func checkedAt(p api.Packet) string {
+// lastCheck is when it was last proved, or verified by its machine. What was wrong
+// then may be long, and stands in packet show.
+func lastCheck(p api.Packet) string {
 	if p.CheckFailed == "" {
-		return when(p.CheckedAt)
+		return when(p.LastCheck())
 	}
 	return when(p.CheckedAt) + " FAILED"
 }
@@ -125,7 +125,7 @@ func newPacketShow(g *globals) *cobra.Command {
 				{"created", when(p.Created)},
 				{"stored", when(p.Stored)},
 				{"verified", when(p.VerifiedAt)},
-				{"checked", checkedAt(p.Packet)},
+				{"checked", lastCheck(p.Packet)},
 				{"check failed", p.CheckFailed},
 				{"expired", when(p.ExpiredAt)},
 				{"obsolete since", when(p.ObsoleteAt)},

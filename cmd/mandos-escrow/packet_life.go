@@ -98,7 +98,8 @@ func newPacketList(g *globals) *cobra.Command {
 
 States: pending (stored; not proved yet), verified, revealed (a payload was
 released), expired (its secrets are to be replaced; it can still be recovered),
-obsolete (replaced), purged (its bytes are gone). DUE says what is to be done: rotate,
+obsolete (replaced), purged (its bytes are gone). CHECKED is when a packet was last
+proved, or verified by its machine; FAILED: "packet show" says what was wrong. DUE says what is to be done: rotate,
 which the machine does when it enrolls again or rotates, and re-encrypt, because the
 volume key may be known to others.`,
 		Example: `  mandos-escrow --home alice packet list --machine laptop7
@@ -119,7 +120,7 @@ volume key may be known to others.`,
 				return cmp.Or(cmp.Compare(a.Machine, b.Machine), cmp.Compare(a.Volume.UUID, b.Volume.UUID), a.Stored.Compare(b.Stored))
 			})
 			return list(g, found, []string{"ID", "MACHINE", "VOLUME", "STATE", "STORED", "CHECKED", "REVEALED", "DUE"}, func(p packetAt) []string {
-				return []string{p.ID, p.Machine, p.Volume.UUID, p.states, when(p.Stored), checkedAt(p.Packet), strings.Join(revealed(p.Packet), " "), strings.Join(p.Due, " ")}
+				return []string{p.ID, p.Machine, p.Volume.UUID, p.states, when(p.Stored), lastCheck(p.Packet), strings.Join(revealed(p.Packet), " "), strings.Join(p.Due, " ")}
 			})
 		},
 	}
