@@ -185,10 +185,26 @@ func openUnder(g *globals, o openOptions, text []byte) (opened *escrow.Opened, p
 	}
 	if err != nil {
 		secret.Wipe(passphrase)
-		return nil, nil, fmt.Errorf("wrong %s, or a damaged packet (they cannot be told apart): %w", o.passwordName, err)
+		if errors.Is(err, seal.ErrIntegrity) {
+			err = notOpened{o.passwordName, err}
+		}
+		return nil, nil, err
 	}
 	return opened, passphrase, nil
 }
+
+// notOpened is a message that a passphrase does not open. What the layers below say
+// of it is left out: each says this again.
+type notOpened struct {
+	name string // of the passphrase
+	err  error
+}
+
+func (e notOpened) Error() string {
+	return fmt.Sprintf("wrong %s, or a damaged packet (they cannot be told apart)", e.name)
+}
+
+func (e notOpened) Unwrap() error { return e.err }
 
 func capital(text string) string { return string(bytes.ToUpper([]byte(text[:1]))) + text[1:] }
 
