@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -76,9 +77,16 @@ func lifeRow(l api.Life) []string {
 	return []string{group, forEver(l.Lifetime), forEver(l.Retention), fmt.Sprint(l.Hold)}
 }
 
+// year is what unlock.ParseDuration reads P1Y as.
+const year = unlock.Duration(52 * 7 * 24 * time.Hour)
+
+// forEver shows a duration; whole years as they are typed.
 func forEver(d unlock.Duration) string {
-	if d == 0 {
+	switch {
+	case d == 0:
 		return "for ever"
+	case d%year == 0:
+		return fmt.Sprintf("P%dY", d/year)
 	}
 	return d.String()
 }

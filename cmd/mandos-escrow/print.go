@@ -50,7 +50,7 @@ that page can open the disk. The volume key is never printed in clear.
 The same packet and passphrase give the same page, byte for byte. A packet that is
 sealed to trustees, here or on a server (ID instead of FILE), makes no sheet: exit
 code 7, and the commands that make a printable one.`,
-		Example: `  mandos-escrow packet print laptop7.asc --out sheet.pdf
+		Example: `  mandos-escrow packet print laptop7.asc --for passphrase --out sheet.pdf
   mandos-escrow packet print laptop7.asc --packet-passphrase-file pass --for volume-key --text
   mandos-escrow packet print packet.asc --otp-file otp --usable --out - | lp`,
 		Args: exactArgs(1),
