@@ -42,8 +42,11 @@ fetches its boot passphrase as at a boot. Where that fails a person at the termi
 is asked.
 
 With --due only those volumes are rotated whose recovery passphrase was released or
-is older than its lifetime, and those whose rotation was interrupted; a server that
-did not answer before gets its part. For a timer: nothing to do is exit code 0.
+is older than its lifetime, whose packet or sealed blob a server that answers does
+not hold whole, and those whose rotation was interrupted; a server that did not
+answer before gets its part. Each server causes at most one rotation of a volume in
+20 hours, so that one that lies keeps no machine busy; what is due and waits for that
+is said. For a timer: nothing to do is exit code 0.
 
 After "cryptsetup reencrypt" the header is another one than was enrolled, and could
 be that of a swapped disk: exit code 4. Who encrypted the volume anew says so with
@@ -59,7 +62,7 @@ be that of a swapped disk: exit code 4. Who encrypted the volume anew says so wi
 	cmd.Flags().StringArrayVar(&o.devices, "device", nil, "where a volume lies that is not where it was; may be repeated")
 	cmd.Flags().StringVar(&o.passphraseFile, "passphrase-file", "", "file with a passphrase that opens the volumes (default: the boot passphrase is fetched)")
 	cmd.Flags().StringVar(&o.tokenFile, "token-file", "", "file with a token, for a machine that enrolled with an earlier version; - for standard input")
-	cmd.Flags().BoolVar(&o.due, "due", false, "only what was released, is older than its lifetime, or is not finished")
+	cmd.Flags().BoolVar(&o.due, "due", false, "only what was released, is older than its lifetime, is not whole at a server, or is not finished")
 	cmd.Flags().BoolVar(&o.reencrypted, "reencrypted", false, "the volume was encrypted anew by you: its header may be another one")
 	cmd.Flags().BoolVar(&o.noImage, "no-image", false, "leave the boot image alone")
 	return g.withJSON(cmd)
@@ -137,6 +140,10 @@ func printRotated(g *globals, results []enroll.Rotated) error {
 		return g.printJSON(results)
 	}
 	for _, r := range results {
+		if !r.Until.IsZero() {
+			fmt.Fprintf(g.out, "%s: volume %s is due, but was rotated for the same server lately, and is not again before %s: %s\n", r.Device, r.UUID, when(r.Until), safe(r.Why))
+			continue
+		}
 		if !r.Rotated {
 			fmt.Fprintf(g.out, "%s: volume %s is not due, packet %s\n", r.Device, r.UUID, r.Packet)
 			continue

@@ -19,6 +19,7 @@ import (
 	"mandos-escrow/escrow"
 	"mandos-escrow/internal/api"
 	"mandos-escrow/internal/config"
+	"mandos-escrow/internal/identity"
 	"mandos-escrow/internal/seal"
 	"mandos-escrow/luks/cryptsetup"
 )
@@ -79,10 +80,11 @@ type enrolment struct {
 	name    string
 	idHash  string // of the machine-id
 	peers   []*peer
-	newKey  bool // a person says that the volume was encrypted anew
-	fetched bool // Passphrase is not a person's, but the machine's own boot passphrase
-	renew   bool // also what stands gets new passphrases and a new packet
-	kept    bool // servers, policy and keys are those that were kept, and no token is used
+	newKey  bool             // a person says that the volume was encrypted anew
+	fetched bool             // Passphrase is not a person's, but the machine's own boot passphrase
+	renew   bool             // also what stands gets new passphrases and a new packet
+	causes  []identity.KeyID // servers that say that a volume is due
+	kept    bool             // servers, policy and keys are those that were kept, and no token is used
 	policy  escrow.Policy
 	keys    map[string]*seal.PublicKey // of the trustees, by fingerprint
 	volumes []*volume

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"time"
 
 	"mandos-escrow/internal/config"
+	"mandos-escrow/internal/identity"
 	"mandos-escrow/internal/record"
 	"mandos-escrow/internal/seal"
 	"mandos-escrow/internal/secret"
@@ -28,6 +30,7 @@ type journal struct {
 	digest     string         // SHA-256 of the packet's bytes, hex; "" in journals of before it was kept
 	pins       *luks.Enrolled // what the header must still say; nil in journals of before it was kept
 	newKey     bool           // a person said that the volume was encrypted anew since the packet before
+	causes     causes
 	committed  bool
 	boot       slot
 	recovery   slot
@@ -104,6 +107,9 @@ func (e *enrolment) writeJournal(j *journal) error {
 	if j.newKey {
 		w.Uint("reencrypted", 1)
 	}
+	for _, server := range slices.Sorted(maps.Keys(j.causes)) {
+		w.Text("rotated-for", string(server)).Time("rotated-at", j.causes[server])
+	}
 	for _, s := range []struct {
 		name string
 		slot slot
@@ -146,6 +152,14 @@ func (e *enrolment) readJournal(uuid string) (*journal, error) {
 		j.pins = readPins(in, j.uuid)
 	}
 	j.newKey = in.Next("reencrypted") && in.Uint("reencrypted") == 1
+	j.causes = causes{}
+	for in.Next("rotated-for") {
+		server, err := identity.ParseKeyID(in.Text("rotated-for"))
+		if err != nil {
+			in.Fail("rotated-for", err.Error())
+		}
+		j.causes[server] = in.Time("rotated-at")
+	}
 	j.boot, j.recovery = readSlot(in, "boot"), readSlot(in, "recovery")
 	for in.Next("old-slot") {
 		j.old = append(j.old, readSlot(in, "old"))

@@ -26,7 +26,7 @@ type RotateOptions struct {
 	Devices    []string   // where volumes lie that are not found where they lay
 	Passphrase []byte     // opens them, as it was read; nil: the boot passphrase is fetched
 	Token      *api.Token // nil: what was kept at the enrolment
-	Due        bool       // only those that were revealed, have expired, or are not finished
+	Due        bool       // only those that were revealed, have expired, are not whole at a server, or are not finished
 	// Reencrypted: the person who gave the passphrase says that a volume has
 	// another volume key than the enrolled one, and that it is the same volume.
 	Reencrypted bool
@@ -49,6 +49,9 @@ type Rotated struct {
 	Result
 	Rotated bool   `json:"rotated"`
 	Why     string `json:"due,omitempty"` // it was due
+	// Until: it is due, but was rotated lately for the servers that say so, and
+	// is not again before that.
+	Until time.Time `json:"not_before,omitzero"`
 }
 
 // Rotate gives volumes of an enrolled machine a new boot and a new recovery
@@ -152,15 +155,15 @@ func (o *RotateOptions) rotateVolume(ctx context.Context, v *volume, j *journal)
 		return r, err
 	}
 	if o.Due {
-		r.Why = o.due(j)
 		owed, err := e.readUploads(j.uuid, j.packet)
 		if err != nil {
 			return r, err
 		}
-		if r.Why == "" && owed == nil {
+		v := j.judge(o.held, owed, o.Now())
+		r.Why, r.Until, e.causes = v.why, v.until, v.by
+		if e.renew = v.why != "" && v.until.IsZero(); !e.renew && owed == nil {
 			return r, nil
 		}
-		e.renew = r.Why != ""
 	}
 	if e.renew {
 		var err error
@@ -206,32 +209,6 @@ func (o *RotateOptions) ask(ctx context.Context) (err error) {
 		o.Progress("warning: it is not known what this server says: %v", err)
 	}
 	return nil
-}
-
-// due is why a volume needs new passphrases, or "".
-func (o *RotateOptions) due(j *journal) string {
-	if !j.committed {
-		return "an enrolment or a rotation was interrupted"
-	}
-	for _, h := range o.held {
-		if why := dueOf(heldOf(h.volumes, j.uuid), j); h.err == nil && why != "" {
-			return why
-		}
-	}
-	return ""
-}
-
-// dueOf is why one server's copy of a journal's packet says that it is due.
-func dueOf(held api.MachineVolume, j *journal) string {
-	switch {
-	case held.PacketID != j.packet:
-		return ""
-	case held.Revealed:
-		return "the recovery passphrase was released"
-	case held.Expired:
-		return "the packet expired: its lifetime is over, or others may know its secrets"
-	}
-	return ""
 }
 
 // passphrase opens the volume: the given one, that which the boot program

@@ -31,11 +31,11 @@ type uploads struct {
 }
 
 // owes reports whether a server can be given what it lacks.
-func (u *uploads) owes(p *peer) bool {
+func (u *uploads) owes(server identity.KeyID) bool {
 	if u == nil {
 		return false
 	}
-	_, ok := u.blobs[p.KeyID]
+	_, ok := u.blobs[server]
 	return ok
 }
 
@@ -101,7 +101,7 @@ func (e *enrolment) readUploads(uuid, packet string) (*uploads, error) {
 // behind are the names of the servers that are owed something.
 func (e *enrolment) behind(u *uploads) (names []string) {
 	for _, p := range e.peers {
-		if u.owes(p) {
+		if u.owes(p.KeyID) {
 			names = append(names, p.Name)
 		}
 	}

@@ -194,11 +194,11 @@ func (e *enrolment) verifyServers(r *Verified, j *journal, held []holding) (lear
 		}
 	}
 	for i, h := range held {
+		if why := h.due(j, nil); why != "" {
+			r.due(why + ": run mandos-escrow rotate")
+		}
 		err := h.compare(j)
 		if err == nil {
-			if why := dueOf(heldOf(h.volumes, j.uuid), j); why != "" {
-				r.due(why + ": run mandos-escrow rotate")
-			}
 			if heldOf(h.volumes, j.uuid).Reencrypt {
 				r.due("the volume key may be known to others: encrypt the volume anew")
 			}

@@ -33,7 +33,7 @@ func (e *enrolment) enrollVolume(ctx context.Context, v *volume) (Result, error)
 		done := func(p *peer) bool { return p.has(j) }
 		finished, begun := e.all(done), slices.ContainsFunc(e.present(), done)
 		switch sameKind := j.boots() != e.NoBoot; {
-		case e.settled(v) && e.all(func(p *peer) bool { return p.has(j) || owed.owes(p) }):
+		case e.settled(v) && e.all(func(p *peer) bool { return p.has(j) || owed.owes(p.KeyID) }):
 			r, err := e.again(ctx, v, owed)
 			if err != nil || !e.revealed() || v.opener == nil {
 				return r, err
@@ -134,7 +134,7 @@ func (e *enrolment) catchUp(ctx context.Context, v *volume) error {
 	if err != nil || owed == nil {
 		return err
 	}
-	late := func(p *peer) bool { return !p.has(j) && owed.owes(p) }
+	late := func(p *peer) bool { return !p.has(j) && owed.owes(p.KeyID) }
 	for _, p := range slices.DeleteFunc(e.present(), func(p *peer) bool { return !late(p) }) {
 		this := func(other *peer) bool { return other == p }
 		if err := e.send(ctx, v, j, owed, this); err != nil {
@@ -182,6 +182,10 @@ func (e *enrolment) fresh(ctx context.Context, v *volume) (Result, error) {
 		uuid: v.header.UUID, path: writable(v.path), packet: secret.ID(), supersedes: v.journal.successor(e.newestHeld(v.journal)),
 		boot: slot{number: -1}, old: v.journal.ours(), newKey: e.newKey || v.journal != nil && !v.journal.committed && v.journal.newKey,
 	}
+	if v.journal != nil {
+		j.causes = v.journal.causes
+	}
+	j.causes = j.causes.and(e.causes, e.Now())
 	pins := v.header.Enrolled()
 	j.pins = &pins
 	p := &passphrases{recovery: escrow.NewRecoveryPassphrase()}
@@ -230,7 +234,7 @@ func (e *enrolment) send(ctx context.Context, v *volume, j *journal, owed *uploa
 		if !wanted(p) {
 			return nil
 		}
-		if !owed.owes(p) {
+		if !owed.owes(p.KeyID) {
 			p.away = fmt.Errorf("%s: %w", p.Name, errOwed)
 			return nil
 		}
