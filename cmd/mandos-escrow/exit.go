@@ -51,9 +51,6 @@ var errStaleKey = errors.New("the volume key in this packet is not that of the v
 // not open the volume that it names.
 var errUnproved = errors.New("this packet of volume_key proves nothing of what it says, and does not open its volume")
 
-// errHeaderGone: nothing that a passphrase could be added to.
-var errHeaderGone = errors.New("its LUKS header is gone or damaged")
-
 // errStale: the packet is older than the keyslots of the volume.
 var errStale = errors.New("the recovery passphrase in this packet opens the volume no more: it was replaced since, or saving it was interrupted; use a newer packet, or ask for a new recovery")
 
@@ -72,7 +69,7 @@ var exits = []struct {
 	{exitNotApproved, []error{recovery.ErrNotApproved}},
 	{exitLimit, []error{escrow.ErrLimit, store.ErrFull, enroll.ErrFull, cryptsetup.ErrFull}},
 	{exitIntegrity, []error{
-		errHeaderGone, errUnproved, escrow.ErrIntegrity, escrow.ErrOtherKey, escrow.ErrPolicy, escrow.ErrForeignShare, escrow.ErrCorruptShare, escrow.ErrDuplicateShare, escrow.ErrTooFew,
+		enroll.ErrHeaderGone, errUnproved, escrow.ErrIntegrity, escrow.ErrOtherKey, escrow.ErrPolicy, escrow.ErrForeignShare, escrow.ErrCorruptShare, escrow.ErrDuplicateShare, escrow.ErrTooFew,
 		escrow.ErrCommitment, seal.ErrIntegrity, seal.ErrRecipient, seal.ErrSigner, record.ErrFormat, api.ErrTicket,
 		recovery.ErrRequest, recovery.ErrApproval, recovery.ErrShare, identity.ErrSignature, store.ErrAudit, store.ErrKey, store.ErrDamaged,
 		luks.ErrIntact, luks.ErrNotLUKS, luks.ErrDamaged, luks.ErrTooExpensive, luks.ErrUnsupported, luks.ErrRequirement, server.ErrBackup, unlock.ErrConfig, unlock.ErrBlob, enroll.ErrKeyslot, enroll.ErrEscrow,
@@ -129,7 +126,7 @@ func hintFor(err error) string {
 		{cryptsetup.ErrPassphrase, "nothing was changed; a passphrase file is used byte for byte, with and without its last newline"},
 		{enroll.ErrLastWay, "nothing was removed; the new passphrase is added and proved before anything is"},
 		{bootimage.ErrRebuild, "the machine boots from its old images, and asks for a passphrase; then run the same command again"},
-		{errHeaderGone, "work on a copy if there is any way to have one; with the volume key in a packet, --rebuild writes it anew around the data"},
+		{enroll.ErrHeaderGone, "work on a copy if there is any way to have one; with the volume key in a packet, --rebuild writes it anew around the data"},
 		{store.ErrInUse, "end the other process first, or let `--state` reach it through its control socket"},
 	} {
 		if errors.Is(err, h.target) {

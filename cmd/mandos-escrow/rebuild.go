@@ -44,7 +44,7 @@ func (how restoreOptions) gone(device string, err error) error {
 	if how.rebuild {
 		return overwritable(device, "")
 	}
-	return fmt.Errorf("%s: %w: %w", device, errHeaderGone, err)
+	return fmt.Errorf("%s: %w: %w", device, enroll.ErrHeaderGone, err)
 }
 
 // rebuilding is the header that a packet's volume had, once the packet's key was
@@ -52,10 +52,10 @@ func (how restoreOptions) gone(device string, err error) error {
 func (how restoreOptions) rebuilding(opened *escrow.Opened, device string) (*luks.Rebuild, error) {
 	p := opened.VolumeKey
 	if p == nil {
-		return nil, fmt.Errorf("%s: %w, and %w", device, errHeaderGone, errNoKey)
+		return nil, fmt.Errorf("%s: %w, and %w", device, enroll.ErrHeaderGone, errNoKey)
 	}
 	if p.DataOffset == escrow.NoOffset || p.Cipher == "" || p.LUKSType == "" {
-		return nil, fmt.Errorf("%s: %w, and this packet does not say where the data begin and how they are encrypted", device, errHeaderGone)
+		return nil, fmt.Errorf("%s: %w, and this packet does not say where the data begin and how they are encrypted", device, enroll.ErrHeaderGone)
 	}
 	r := &luks.Rebuild{
 		Type: p.LUKSType, UUID: opened.Header.Volume.UUID, Cipher: p.Cipher, KeyBits: p.KeyBits, Offset: p.DataOffset, SectorSize: p.SectorSize,
@@ -107,7 +107,7 @@ func (how restoreOptions) enough(payload, device string) error {
 	if err == nil || payload == escrow.ForVolumeKey {
 		return nil
 	}
-	return fmt.Errorf("%s: %w, and %w; what was approved stays for --out", device, errHeaderGone, errNoKey)
+	return fmt.Errorf("%s: %w, and %w; what was approved stays for --out", device, enroll.ErrHeaderGone, errNoKey)
 }
 
 // sameData refuses a device whose data the packet's key, cipher, offset and sector

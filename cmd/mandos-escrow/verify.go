@@ -31,14 +31,15 @@ the date ("packet show", "machine show"); what is wrong is an alarm in its log.
 
 A passphrase that was released, has expired, or is older than its lifetime is said as
 due: "mandos-escrow rotate" makes a new one. So is a volume key that others may know:
-that takes re-encryption by a person. Neither is a failure.
+that takes re-encryption by a person. Neither is a failure. A server that does not hold
+the packet whole is one, and "mandos-escrow rotate" mends it.
 
 With --prove the boot passphrase is fetched as at a boot, and has to open its
 keyslot. To the server this is a boot.
 
-The exit code is 4 when a header is not the enrolled one, 5 when a keyslot changed
-or a server holds other bytes or none, otherwise 1 when something was not found or
-a server did not answer, which is named.`,
+The exit code is 4 when a header is not the enrolled one, 5 when a keyslot changed,
+a header is gone or damaged, or a server holds other bytes or none, otherwise 1 when
+something was not found or a server did not answer, which is named.`,
 		Example: `  mandos-escrow verify
   mandos-escrow verify --prove --json`,
 		Args: noArgs,

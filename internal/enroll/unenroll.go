@@ -29,6 +29,9 @@ var (
 	// ErrNotThere: a volume that was enrolled is not where it was; nothing was
 	// removed.
 	ErrNotThere = errors.New("the volume was not found")
+	// ErrHeaderGone: where a volume lies there is no header that a passphrase could
+	// open.
+	ErrHeaderGone = errors.New("its LUKS header is gone or damaged")
 )
 
 // UnenrollOptions say how a machine is taken back.
@@ -277,7 +280,7 @@ func (e *enrolment) locate(uuid string, j *journal, devices []string) (*volume, 
 		}
 	}
 	places = append(places, "/dev/disk/by-uuid/"+uuid)
-	failures := []error{ErrNotThere}
+	missing, failures := ErrNotThere, []error{}
 	for i, place := range places {
 		if place == "" || slices.Contains(places[:i], place) {
 			continue
@@ -289,11 +292,14 @@ func (e *enrolment) locate(uuid string, j *journal, devices []string) (*volume, 
 		if err == nil {
 			err = fmt.Errorf("%w: %s is volume %s", luks.ErrMismatch, place, v.header.UUID)
 		}
+		if i >= len(devices) && (errors.Is(err, luks.ErrNotLUKS) || errors.Is(err, luks.ErrDamaged)) {
+			missing, err = nil, fmt.Errorf("%s: %w, or it lies elsewhere now: docs/operations.md, section 11: %w", place, ErrHeaderGone, err)
+		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			failures = append(failures, err)
 		}
 	}
-	return nil, errors.Join(failures...)
+	return nil, errors.Join(append([]error{missing}, failures...)...)
 }
 
 // judge tells the keyslots that are ours from those that may be somebody

@@ -36,6 +36,19 @@ func headerFile(t *testing.T, what, dev, file string) {
 	}
 }
 
+// wipeHeader writes zeros over all that a header may take.
+func wipeHeader(t *testing.T, dev string) {
+	t.Helper()
+	f, err := os.OpenFile(dev, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(make([]byte, 16<<20), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // swap puts other bytes in a packet's place, as who has the server's store can.
 func (s *site) swap(t *testing.T, id string, data []byte) {
 	t.Helper()
@@ -89,6 +102,9 @@ func TestVerify(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, ErrNotThere, ""},
+		{"its header was wiped", func(t *testing.T, m *machine, _ secrets) {
+			wipeHeader(t, m.disks[0])
+		}, ErrHeaderGone, "docs/operations.md, section 11"},
 		{"the server lost the packet", func(t *testing.T, m *machine, s secrets) {
 			m.site.lose(t, s.packet)
 		}, ErrEscrow, "no verified packet"},
