@@ -55,6 +55,9 @@ func newRecover(g *globals) *cobra.Command {
   --restore   puts a new passphrase on the volume from such a packet, or one from "packet export"
   --open      writes what is in such a packet to a file or the terminal
 
+Once somebody is back in, "mandos-escrow rotate --passphrase-file F" on the machine, with
+the new passphrase in F, replaces what was revealed; no token is needed.
+
 With several servers, and a packet that N of them open, log in at each with one
 home: the request goes to all, with one id and the same six words; approvers know
 one server each; --release collects when N have approved, and exits with 3 before.

@@ -197,12 +197,16 @@ func restore(ctx context.Context, g *globals, opened *escrow.Opened, device stri
 	}
 	fmt.Fprintf(g.out, "%s: new passphrase in keyslot %d, proved\n", device, free[0])
 	if r.rebuild != nil {
-		g.say("every other keyslot is gone with the old header, those for unattended boot and recovery too: look at the data first; then run `mandos-escrow rotate --passphrase-file F` on the machine with the new passphrase, or make a new packet")
+		g.say("every other keyslot is gone with the old header, those for unattended boot and recovery too: look at the data first; then %s, or make a new packet", rotateWith)
 		return nil
 	}
 	g.say("%s", whatNow(opened))
 	return nil
 }
+
+// rotateWith is what gives an enrolled volume its keyslots back. The passphrase that
+// was just added is named, because that of the boot may open nothing any more.
+const rotateWith = "run `mandos-escrow rotate --passphrase-file F` on the machine, with the new passphrase in F"
 
 // whatNow says what became of the packet that was used.
 func whatNow(opened *escrow.Opened) string {
@@ -210,9 +214,9 @@ func whatNow(opened *escrow.Opened) string {
 	case opened.Header.KeyID == "":
 		return "no keyslot was removed, and the packet goes on being good for this volume"
 	case opened.Passphrase == nil:
-		return "the escrow of this volume is unchanged; its volume key has been revealed: re-encrypt the volume, or run `mandos-escrow rotate` on the machine if it was only lost"
+		return "the escrow of this volume is unchanged; its volume key has been revealed: re-encrypt the volume; if the passphrases were only lost, " + rotateWith
 	}
-	return "the escrow of this volume is unchanged; its recovery passphrase has been revealed: run `mandos-escrow rotate` on the machine to replace it"
+	return "the escrow of this volume is unchanged; its recovery passphrase has been revealed: to replace it, " + rotateWith
 }
 
 // runOpen writes what is in a packet. To the terminal, or a new file.

@@ -39,7 +39,7 @@ machine that enrolled with an earlier version kept no keys: then it asks for
 
 The volume is opened with --passphrase-file, or without it by the machine itself: it
 fetches its boot passphrase as at a boot. Where that fails a person at the terminal
-is asked.
+is asked. After a restore give the new passphrase: the keyslot for the boot may be gone.
 
 With --due only those volumes are rotated whose recovery passphrase was released or
 is older than its lifetime, whose packet or sealed blob a server that answers does

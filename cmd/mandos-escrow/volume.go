@@ -64,6 +64,9 @@ are left alone. Before anything is written, the packet's key has to make sense o
 they must have the packet's fingerprint, or be a known file system or LVM. What
 cryptsetup could still read or repair, and what is not encrypted, is not written over.
 
+On an enrolled machine "mandos-escrow rotate --passphrase-file F", with the new
+passphrase in F, then makes the keyslots for boot and recovery anew; no token is needed.
+
 FILE is any packet: of "volume save", "recover --release", "packet export", or a
 printed sheet that was typed or scanned. A packet of another volume is refused (exit 4).`,
 		Example: `  mandos-escrow volume restore /dev/sda3 laptop7.asc --packet-passphrase-file P --new-passphrase-file N
