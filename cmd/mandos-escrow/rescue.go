@@ -122,7 +122,26 @@ func (f *candidate) invite(ctx context.Context, g *globals, o recoverOptions) (*
 	if reached := at.reach(&f.brief.Header); reached < f.brief.Threshold {
 		return nil, expires, fmt.Errorf("the servers of %d trustees made an invite, and %d are needed: %w", reached, f.brief.Threshold, worst(answers))
 	}
+	f.warnAlone(ctx, g, at)
 	return whole, expires, nil
+}
+
+// warnAlone warns of an invite that nobody could approve: who made it may not. A
+// server that does not say who its people are is taken for one that has others.
+func (f *candidate) warnAlone(ctx context.Context, g *globals, at circle) {
+	var able, alone circle
+	for _, a := range callAll[[]api.AdminInfo](ctx, at, "GET", "/v1/admins", nil) {
+		if a.err == nil && !slices.ContainsFunc(a.value, func(p api.AdminInfo) bool {
+			return !p.Removed && p.Name != a.membership.Name && store.Role(p.Role).Allows(store.Approver)
+		}) {
+			alone = append(alone, a.session)
+			continue
+		}
+		able = append(able, a.session)
+	}
+	if able.reach(&f.brief.Header) < f.brief.Threshold {
+		g.warn(fmt.Sprintf("nobody may approve this rescue at %s: who made its invite may not, and there is no other approver; `mandos-escrow admin add NAME --role approver` there makes one", alone.names()))
+	}
 }
 
 // checkedRescue is checkedInvite for one server's part of a rescue invite.
